@@ -1,0 +1,1 @@
+"""The windowed graph of one `tenant-log` partition: a deterministic state machine."""

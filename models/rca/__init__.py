@@ -1,0 +1,1 @@
+"""Root cause: which service or edge explains what was seen."""

@@ -1,0 +1,1 @@
+"""What the words mean: types, topics, tables, settings. Imports nothing of ours."""

@@ -1,0 +1,206 @@
+"""The frozen settings tree. Declared here, instantiated by entry points alone (deploy/).
+
+Sources, strongest first: environment (``DRIFT_KAFKA__BOOTSTRAP``), the YAML file of ``--config`` or ``DRIFT_CONFIG``, defaults.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.detection import DetectionConfig
+from schemas.errors import ConfigurationError
+from schemas.topics import INTERNAL_AND_PUBLIC
+
+
+class _Frozen(BaseModel, frozen=True, extra="forbid"):
+    pass
+
+
+class KafkaSettings(_Frozen):
+    """How every Kafka client connects: Faust, our producers, the API and the command line."""
+
+    bootstrap: str = "127.0.0.1:9092"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    ssl_ca_file: Path | None = None
+    ssl_cert_file: Path | None = None
+    ssl_key_file: Path | None = None
+    ssl_key_password: SecretStr | None = None
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = None
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    oauth_token_url: str | None = None
+    oauth_client_id: str | None = None
+    oauth_client_secret: SecretStr | None = None
+    oauth_scope: str | None = None
+    client_id: str = "secureguard-drift"
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "lz4"
+    session_timeout_ms: int = Field(default=30_000, ge=6_000)
+    rebalance_timeout_ms: int = Field(default=30_000, ge=1_000)
+
+
+class TopicSettings(_Frozen):
+    """Names and sizes of our own topics (schemas/topics.py)."""
+
+    names: dict[str, str] = Field(default_factory=dict)
+    partitions: int = Field(default=12, ge=1, le=1024)
+    replication: int = Field(default=1, ge=1)
+    incarnation: str = "1"
+
+    @model_validator(mode="after")
+    def _roles_exist(self) -> "TopicSettings":
+        roles = {declaration.role for declaration in INTERNAL_AND_PUBLIC}
+        unknown = set(self.names) - roles
+        if unknown:
+            raise ValueError(f"unknown topic roles {sorted(unknown)}; known are {sorted(roles)}")
+        return self
+
+    def name(self, role: str) -> str:
+        """Return the name of one of our topics by its role."""
+        default = {declaration.role: declaration.default_name for declaration in INTERNAL_AND_PUBLIC}
+        return self.names.get(role, default[role])
+
+
+class LaneSettings(_Frozen):
+    """A lane: source topics of one kind and delivery lag. Raise ``version`` with every change."""
+
+    name: str = Field(min_length=1, max_length=100)
+    version: int = Field(default=1, ge=1)
+    window_ms: int = Field(default=60_000, ge=1_000)
+    lateness_ms: int = Field(default=30_000, ge=0)
+    idle_ms: int = Field(default=10_000, ge=100)
+    max_wait_ms: int = Field(default=300_000, ge=0)
+    skew_ms: int = Field(default=10_000, ge=0)
+    detection: dict[str, int | float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _detection_is_known(self) -> "LaneSettings":
+        unknown = set(self.detection) - set(DetectionConfig.__struct_fields__)
+        if unknown:
+            raise ValueError(f"unknown detection settings {sorted(unknown)}")
+        return self
+
+
+class FlowTopic(_Frozen):
+    """A source topic.
+
+    Attributes:
+        format: ``canonical`` takes JSON (object, array, NDJSON) and Arrow IPC; ``canonical-json`` or ``canonical-arrow`` just one.
+        tenant_from: ``fixed:NAME``, ``topic:REGEX`` (first group), ``header:NAME``, ``key`` or ``field``.
+        tenants: names the topic may carry; ``*`` is any.
+        start: where a partition begins that has no committed offset.
+    """
+
+    topic: str = "flows"
+    lane: str = "default"
+    format: str = "canonical"
+    tenant_from: str = "field"
+    tenants: tuple[str, ...] = ("*",)
+    start: Literal["earliest", "latest"] = "earliest"
+    max_message_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+
+    @model_validator(mode="after")
+    def _tenant_rule_is_known(self) -> "FlowTopic":
+        kind, _, argument = self.tenant_from.partition(":")
+        if kind not in {"fixed", "topic", "header", "key", "field"} or (
+            kind in {"fixed", "topic", "header"} and not argument
+        ):
+            raise ValueError(
+                f"tenant_from {self.tenant_from!r} of topic {self.topic!r}: use fixed:NAME, topic:REGEX, header:NAME, key or field"
+            )
+        return self
+
+
+class ClickHouseSettings(_Frozen):
+    """``chdb:///path`` embedded, or ``http(s)://user:password@host:port/database``."""
+
+    dsn: SecretStr = SecretStr("chdb:///drift-data/clickhouse")
+    database: str = Field(default="drift", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    ca_file: Path | None = None
+    client_cert_file: Path | None = None
+    client_key_file: Path | None = None
+    verify: bool = True
+    retention_days: int = Field(default=90, ge=1)
+
+
+class ApiSettings(_Frozen):
+    """Where the API listens. Loopback only until authentication is there."""
+
+    host: Literal["127.0.0.1", "::1", "localhost"] = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65_535)
+    query_timeout_s: int = Field(default=10, ge=1)
+
+
+class WorkerSettings(_Frozen):
+    """One stream worker."""
+
+    group: str = "secureguard-drift"
+    checkpoint_every_ms: int = Field(default=15_000, ge=100)
+    statement_every_ms: int = Field(default=1_000, ge=50)
+    max_poll_records: int = Field(default=5_000, ge=1)
+    max_fetch_bytes: int = Field(default=1 << 20, ge=1 << 14)
+    state_directory: Path | None = None
+    metrics_port: int | None = Field(default=None, ge=0, le=65_535)
+    accept_loss: bool = False
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DRIFT_", env_nested_delimiter="__", frozen=True, extra="forbid", nested_model_default_partial_update=True
+    )
+
+    kafka: KafkaSettings = KafkaSettings()
+    topics: TopicSettings = TopicSettings()
+    lanes: tuple[LaneSettings, ...] = (LaneSettings(name="default"),)
+    flows: tuple[FlowTopic, ...] = (FlowTopic(),)
+    clickhouse: ClickHouseSettings = ClickHouseSettings()
+    api: ApiSettings = ApiSettings()
+    worker: WorkerSettings = WorkerSettings()
+
+    @model_validator(mode="after")
+    def _lanes_exist(self) -> "Settings":
+        lanes = {lane.name for lane in self.lanes}
+        for flow in self.flows:
+            if flow.lane not in lanes:
+                raise ValueError(f"topic {flow.topic!r} names lane {flow.lane!r}; declared lanes are {sorted(lanes)}")
+        return self
+
+
+def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
+    """Read the settings: environment over file over defaults; ``overrides`` (command line) win.
+
+    Raises:
+        ConfigurationError: the file or a value is wrong; the text is one line that names the setting.
+    """
+    path = config or (Path(os.environ["DRIFT_CONFIG"]) if os.environ.get("DRIFT_CONFIG") else None)
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigurationError(f"cannot read the configuration {path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigurationError(f"{path} must hold a mapping such as 'kafka: {{bootstrap: ...}}'")
+        values = loaded or {}
+
+    class _FileBelowEnvironment(Settings):
+        @classmethod
+        def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, env_settings: Any, **_: Any) -> Any:
+            return (env_settings, init_settings)
+
+    try:
+        settings = _FileBelowEnvironment(**values)
+        if overrides:
+            settings = settings.model_copy(update=overrides)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise ConfigurationError(f"setting {where}: {first['msg']}") from error
+    return settings

@@ -1,0 +1,202 @@
+"""Records of `tenant-log`: rows, statements, controls. MessagePack, versioned; one record, one Kafka message.
+
+A record speaks for one lane. It carries the *progress* of source partitions (which coordinates it covers and how far
+their clocks are) and, for at most one of them, the rows in between. A record without rows is a *statement*.
+"""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from schemas.detection import DetectionConfig
+from schemas.errors import WireFormatError
+
+WIRE_VERSION = 1
+MAX_RECORD_BYTES = 512 * 1024
+
+IntColumn = npt.NDArray[np.int64]
+
+ROW_COLUMNS = (
+    "position",
+    "time_ms",
+    "edge",
+    "side",
+    "skewed",
+    "calls",
+    "errors",
+    "denied",
+    "bytes_out",
+    "bytes_in",
+    "packets_out",
+    "packets_in",
+    "latency_us",
+)
+"""Columns of a row, all int64; -1 is unknown. ``edge`` indexes the record's edge dictionary."""
+
+EdgeIdentity = tuple[str, str, str, int, int]
+"""(tenant, src, dst, port, IANA protocol number); -1 where port or protocol is unknown."""
+
+
+class Member(msgspec.Struct, frozen=True, array_like=True):
+    """A source topic of a lane: its incarnation-qualified name and how many partitions it has."""
+
+    source: str
+    partitions: int
+
+
+class LaneConfig(msgspec.Struct, frozen=True):
+    """A lane as its operator declared it. The declaration with the highest ``(version, hash)`` is in force.
+
+    Attributes:
+        mode: ``live`` lanes follow the clock when all is silent; ``replay`` lanes wait for data and end-of-input.
+        generation: a replay of the same name starts a new one; older generations are ignored.
+        window_ms: length of the tumbling windows. Fixed for the life of a lane and generation.
+        lateness_ms: allowed lateness; the watermark is the least clock minus this.
+        max_wait_ms: how long, in ``as_of`` time, a silent member is waited for; 0 is for ever.
+        skew_ms: how far a record may be ahead of the log's clock before it is folded there.
+        members: source topics of the lane.
+    """
+
+    name: str
+    version: int = 1
+    mode: str = "live"
+    generation: int = 0
+    window_ms: int = 60_000
+    lateness_ms: int = 30_000
+    max_wait_ms: int = 300_000
+    skew_ms: int = 10_000
+    members: tuple[Member, ...] = ()
+    detection: DetectionConfig = DetectionConfig()
+
+
+ACTIVE, END_REACHED, IDLE, PAUSED, ENDED = 0, 1, 2, 3, 4
+"""States a source partition can be in. ``ENDED``: its end-of-input record was read."""
+
+
+class Progress(msgspec.Struct, frozen=True, array_like=True):
+    """How far one source partition is. Everything in ``(after, upto]`` for this target is in this record.
+
+    ``clocks``: largest event times of the three hosts that are furthest, as ``(host, event_ms)``, furthest first.
+    """
+
+    source: str
+    partition: int
+    after: int
+    upto: int
+    clocks: tuple[tuple[str, int], ...] = ()
+    state: int = ACTIVE
+    dead: int = 0
+
+
+class Control(msgspec.Struct, frozen=True, array_like=True):
+    """One record of `drift-controls` of a tenant of this partition; ``value`` is its JSON, empty for a removal."""
+
+    tenant: str
+    kind: str
+    id: str
+    value: bytes
+    position: int
+
+
+class PackedColumn(msgspec.Struct, frozen=True, array_like=True):
+    """An integer column as offset plus smallest unsigned type; ``data`` empty means all rows equal ``base``."""
+
+    base: int
+    dtype: str
+    data: bytes
+
+
+class Rows(msgspec.Struct, frozen=True, array_like=True):
+    """Rows of the record's first progress entry, in coordinate order."""
+
+    count: int
+    edges: list[EdgeIdentity]
+    columns: dict[str, PackedColumn]
+
+
+class LogRecord(msgspec.Struct, frozen=True):
+    """One message of `tenant-log`.
+
+    Attributes:
+        lane: the lane it speaks for; ``None`` for coordinates alone (controls, records of no lane).
+        as_of_ms: the writing worker's clock.
+        append_time: whether source clocks were already bounded by the broker's LogAppendTime.
+        loss: an operator accepted the loss of what lies between the applied coordinate and ``after``.
+    """
+
+    worker: str
+    as_of_ms: int
+    progress: tuple[Progress, ...]
+    lane: LaneConfig | None = None
+    rows: Rows | None = None
+    controls: tuple[Control, ...] = ()
+    append_time: bool = False
+    loss: bool = False
+    v: int = WIRE_VERSION
+
+
+_UNSIGNED = (("<u1", 1 << 8), ("<u2", 1 << 16), ("<u4", 1 << 32))
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(LogRecord)
+
+
+def pack_column(values: IntColumn) -> PackedColumn:
+    """Pack an int64 column of any length."""
+    if len(values) == 0:
+        return PackedColumn(0, "", b"")
+    low, high = int(values.min()), int(values.max())
+    if low == high:
+        return PackedColumn(low, "", b"")
+    for dtype, limit in _UNSIGNED:
+        if high - low < limit:
+            return PackedColumn(low, dtype, (values - low).astype(dtype).tobytes())
+    return PackedColumn(0, "<i8", values.astype("<i8").tobytes())
+
+
+def unpack_column(packed: PackedColumn, count: int) -> IntColumn:
+    """Return the int64 column of ``count`` values."""
+    if not packed.data:
+        return np.full(count, packed.base, dtype=np.int64)
+    values = np.frombuffer(packed.data, dtype=np.dtype(packed.dtype)).astype(np.int64)
+    if len(values) != count:
+        raise WireFormatError(f"a column holds {len(values)} values, the record says {count}")
+    return values + packed.base if packed.base else values
+
+
+def pack_rows(edges: list[EdgeIdentity], columns: dict[str, IntColumn]) -> Rows:
+    """Pack columns named as in ``ROW_COLUMNS``; a column that is absent is unknown throughout."""
+    packed = {name: pack_column(values) for name, values in columns.items()}
+    return Rows(count=len(columns["position"]), edges=edges, columns=packed)
+
+
+def unpack_rows(rows: Rows) -> dict[str, IntColumn]:
+    """Return all ``ROW_COLUMNS`` as int64 arrays of ``rows.count`` values."""
+    missing = PackedColumn(-1, "", b"")
+    return {name: unpack_column(rows.columns.get(name, missing), rows.count) for name in ROW_COLUMNS}
+
+
+def encode_record(record: LogRecord) -> bytes:
+    """Return the Kafka message value of a record."""
+    return _encoder.encode(record)
+
+
+def decode_record(data: bytes) -> LogRecord:
+    """Read one message of `tenant-log`.
+
+    Raises:
+        WireFormatError: the bytes are no record, or of a version this worker does not know.
+    """
+    try:
+        record = _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise WireFormatError(f"tenant-log record cannot be read: {error}") from error
+    if record.v != WIRE_VERSION:
+        raise WireFormatError(f"tenant-log record of version {record.v}; this worker reads {WIRE_VERSION}: update it")
+    return record
+
+
+def as_builtins(record: LogRecord) -> Any:
+    """Return the record as plain values, for debugging and `drift doctor`."""
+    return msgspec.to_builtins(record)

@@ -1,0 +1,1 @@
+"""Kafka in, Kafka and ClickHouse out."""

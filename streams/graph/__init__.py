@@ -1,0 +1,1 @@
+"""The graph agent: `tenant-log` to `drift-events` and `graph-windows`."""

@@ -1,0 +1,1 @@
+"""Source topics to `tenant-log`: decode, find the tenant, route, acknowledge."""

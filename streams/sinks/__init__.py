@@ -1,0 +1,1 @@
+"""`drift-events` and `graph-windows` to ClickHouse."""

@@ -1,0 +1,1 @@
+"""One file per producer format: bytes to canonical flows. Pure."""
