@@ -1,10 +1,10 @@
 """The exception tree.
 
-    DriftError
-    ├── ConfigurationError      wrong settings, arguments or credentials: one line that says what to do
-    ├── LossDetected            the log has a gap: records were lost before they reached the state machine
-    ├── WireFormatError         an internal record cannot be read (another version, damaged)
-    └── CheckpointError         saved state is missing, damaged or of a version that cannot be read
+DriftError
+├── ConfigurationError      wrong settings, arguments or credentials: one line that says what to do
+├── LossDetected            the log has a gap: records were lost before they reached the state machine
+├── WireFormatError         an internal record cannot be read (another version, damaged)
+└── CheckpointError         saved state is missing, damaged or of a version that cannot be read
 """
 
 

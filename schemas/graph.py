@@ -44,7 +44,7 @@ MAX_CHUNK_BYTES = 512 * 1024
 
 @dataclass(frozen=True, slots=True)
 class EdgeTable:
-    """Edges of one window, sorted by ``(src, dst, protocol, port)``.
+    """Edges of one window, sorted by ``(src, dst, port, protocol)``.
 
     Shapes:
         src, dst: ``E`` strings. port, protocol: ``(E,)`` int64, -1 unknown.
@@ -176,9 +176,7 @@ def chunk_window(window: ClosedWindow) -> list[GraphChunk]:
     shards = max(1, -(-count // EDGES_PER_SHARD)) if count else 0
     # Edges are sorted by identity, so equal slices are as stable under repetition as a hash and stay balanced.
     bounds = [count * i // shards for i in range(shards + 1)] if shards else [0]
-    chunks = [
-        _take(window, np.arange(bounds[i], bounds[i + 1], dtype=np.int64), i, shards) for i in range(shards)
-    ]
+    chunks = [_take(window, np.arange(bounds[i], bounds[i + 1], dtype=np.int64), i, shards) for i in range(shards)]
     chunks.append(_take(window, np.empty(0, dtype=np.int64), shards, shards))
     return chunks
 

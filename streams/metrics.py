@@ -18,10 +18,16 @@ class Metrics:
         # ingest
         self.flows_in = counter("drift_ingest_flows", "Flows written to tenant-log.", ("topic",))
         self.dead_letters = counter(
-            "drift_dead_letters", "Records kept as dead letters. A rising share means a producer changed.", ("topic", "reason")
+            "drift_dead_letters",
+            "Records kept as dead letters. A rising share means a producer changed.",
+            ("topic", "reason"),
         )
-        self.source_lag = gauge("drift_source_lag", "Messages behind the end, by source partition.", ("topic", "partition"))
-        self.source_paused = gauge("drift_source_paused", "1 while a source partition is paused.", ("topic", "partition"))
+        self.source_lag = gauge(
+            "drift_source_lag", "Messages behind the end, by source partition.", ("topic", "partition")
+        )
+        self.source_paused = gauge(
+            "drift_source_paused", "1 while a source partition is paused.", ("topic", "partition")
+        )
         self.produce_retries = counter("drift_produce_retries", "Repeated produce requests.", ("topic",))
         # graph
         self.rows_folded = counter("drift_rows_folded", "Rows folded into windows.", ("outcome",))

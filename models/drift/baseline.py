@@ -1,0 +1,89 @@
+"""What is usual for an edge: a robust, constant-size memory per signal. Pure, vectorised.
+
+Location and spread follow exponentially weighted Huber estimates (Huber 1964, "Robust Estimation of a Location
+Parameter"): a value far out moves them no more than ``CLIP`` spreads do, so an anomaly does not teach itself.
+Counts, bytes and latencies are kept as ``log1p``: drift multiplies.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from models.graph.registry import ERRORS, SIGNALS
+
+FloatColumn = npt.NDArray[np.float64]
+IntColumn = npt.NDArray[np.int64]
+
+CLIP = 3.0
+SLOWEST_RATE = 0.03
+"""Weight of a new window once history is long: about 33 windows of memory."""
+WARM_UP = 5
+"""Windows before clipping starts; until then everything is believed."""
+_MEAN_ABS_TO_SIGMA = 1.2533  # sigma of a normal distribution over its mean absolute deviation
+
+SPREAD_FLOOR: FloatColumn = np.array([0.10, 0.15, 0.01, 0.05, 0.08])
+"""Smallest spread per signal: log units, for the error ratio a share. Keeps very regular edges from alarming on nothing."""
+
+
+def signals_of(
+    calls: IntColumn,
+    volume: IntColumn,
+    volume_known: npt.NDArray[np.bool_],
+    errors: IntColumn,
+    errors_known: npt.NDArray[np.bool_],
+    p50_us: IntColumn,
+    p95_us: IntColumn,
+) -> FloatColumn:
+    """Return the signals of edges in one window, NaN where unknown.
+
+    Shapes:
+        all inputs ``(E,)``. returns: ``(E, len(SIGNALS))`` float64.
+    """
+    values = np.full((len(calls), len(SIGNALS)), np.nan)
+    values[:, 0] = np.log1p(calls)
+    values[:, 1] = np.where(volume_known, np.log1p(volume), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values[:, 2] = np.where(errors_known & (calls > 0), errors / np.maximum(calls, 1), np.nan)
+    values[:, 3] = np.where(p50_us >= 0, np.log1p(np.maximum(p50_us, 0)), np.nan)
+    values[:, 4] = np.where(p95_us >= 0, np.log1p(np.maximum(p95_us, 0)), np.nan)
+    return values
+
+
+def scores_of(values: FloatColumn, mean: FloatColumn, spread: FloatColumn, calls: IntColumn) -> FloatColumn:
+    """Return robust z-scores, rounded to 6 digits so that comparison does not hang on the last bit.
+
+    The error ratio's spread is at least the binomial one of ``calls`` trials.
+
+    Shapes:
+        values, mean, spread, returns: ``(E, len(SIGNALS))``. calls: ``(E,)``.
+    """
+    floor = np.broadcast_to(SPREAD_FLOOR, values.shape).copy()
+    ratio = np.clip(mean[:, ERRORS], 0.0, 1.0)
+    binomial = np.sqrt((ratio * (1 - ratio) + 1.0 / np.maximum(calls, 1)) / np.maximum(calls, 1))
+    floor[:, ERRORS] = np.maximum(floor[:, ERRORS], binomial)
+    # A Poisson count cannot be steadier than its square root; in log units that is 1/sqrt(expected).
+    floor[:, 0] = np.maximum(floor[:, 0], 1.0 / np.sqrt(np.maximum(np.expm1(mean[:, 0]), 1.0)))
+    return np.round((values - mean) / np.maximum(spread, floor), 6)
+
+
+def learn(
+    values: FloatColumn, mean: FloatColumn, spread: FloatColumn, history: npt.NDArray[np.int32]
+) -> tuple[FloatColumn, FloatColumn, npt.NDArray[np.int32]]:
+    """Return ``(mean, spread, history)`` after one more window; unknown signals stay as they are.
+
+    Shapes:
+        all ``(E, len(SIGNALS))``.
+    """
+    known = ~np.isnan(values)
+    rate = np.maximum(1.0 / (history + 1.0), SLOWEST_RATE)
+    step = np.where(known, values, mean) - mean
+    reach = CLIP * np.maximum(spread, SPREAD_FLOOR)
+    step = np.where(history >= WARM_UP, np.clip(step, -reach, reach), step)
+    new_mean = mean + rate * step
+    new_spread = spread + rate * (np.abs(step) * _MEAN_ABS_TO_SIGMA - spread)
+    first = known & (history == 0)
+    new_spread = np.where(first, 0.0, new_spread)
+    return (
+        np.where(known, new_mean, mean),
+        np.where(known, new_spread, spread),
+        history + known.astype(np.int32),
+    )

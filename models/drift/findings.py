@@ -1,0 +1,244 @@
+"""The life of findings of one tenant and lane: Create, Update, Close. Pure state, driven by closed windows alone.
+
+One open finding per fingerprint. An early Create is settled by exactly one Update when a window that shows it closes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from models.drift.detection import Detection, severity_of
+from models.drift.incidents import Incident, assign, provisional_incident_id
+from models.explain.sentences import describe
+from schemas.detection import DetectionConfig
+from schemas.drift import Activity, DriftEvent, DriftKind, Severity, event_id_of, finding_id_of, fingerprint_of
+
+MAX_REMEMBERED = 10_000
+"""Closed fingerprints whose episode count is remembered; beyond it the oldest start again at episode 0."""
+REMOVED_KEPT_WINDOWS = 1_440
+"""A removed edge that stays away this long is accepted."""
+_ALERT_FROM = Severity.MEDIUM
+_SILENT_KINDS = frozenset({DriftKind.RATE_DROP, DriftKind.REMOVED_EDGE})
+_STATISTICAL = frozenset(
+    {
+        DriftKind.RATE_SURGE,
+        DriftKind.RATE_DROP,
+        DriftKind.BYTES_SURGE,
+        DriftKind.ERROR_INCREASE,
+        DriftKind.LATENCY_INCREASE,
+        DriftKind.FAN_OUT_BURST,
+        DriftKind.DENIED_BURST,
+    }
+)
+
+
+@dataclass(slots=True)
+class Finding:
+    """One open finding."""
+
+    detection: Detection
+    fingerprint: str
+    finding_id: str
+    episode: int
+    incident_id: str
+    opened_index: int
+    last_evidence_index: int
+    last_update_index: int
+    severity: Severity
+    is_settled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose findings these are, and how long a window is."""
+
+    tenant: str
+    lane: str
+    generation: int
+    window_ms: int
+    config: DetectionConfig
+
+
+@dataclass(slots=True)
+class FindingBook:
+    """Open findings, episodes of closed ones, and incidents that can still be joined."""
+
+    open: dict[str, Finding] = field(default_factory=dict)
+    closed: dict[str, int] = field(default_factory=dict)
+    incidents: list[Incident] = field(default_factory=list)
+
+    def raise_early(self, scope: Scope, index: int, detection: Detection, time_ms: int) -> DriftEvent | None:
+        """Open a finding before its window closes; ``None`` if it is open already."""
+        fingerprint = _fingerprint(scope, detection)
+        if fingerprint in self.open:
+            return None
+        incident_id = provisional_incident_id(scope.tenant, scope.lane, index * scope.window_ms)
+        finding = self._open(scope, index, fingerprint, detection, incident_id, is_settled=False)
+        return _event(scope, finding, Activity.CREATE, index, time_ms=time_ms, is_early=True)
+
+    def _open(
+        self, scope: Scope, index: int, fingerprint: str, detection: Detection, incident_id: str, is_settled: bool
+    ) -> Finding:
+        episode = self.closed.get(fingerprint, 0)
+        finding = Finding(
+            detection=detection,
+            fingerprint=fingerprint,
+            finding_id=finding_id_of(fingerprint, episode, scope.generation),
+            episode=episode,
+            incident_id=incident_id,
+            opened_index=index,
+            last_evidence_index=index,
+            last_update_index=index,
+            severity=severity_of(detection.risk),
+            is_settled=is_settled,
+        )
+        self.open[fingerprint] = finding
+        return finding
+
+    def settle(self, scope: Scope, index: int, detections: Sequence[Detection]) -> list[DriftEvent]:
+        """Take a closed window's detections: create what is missing, settle what was early, update what goes on."""
+        ordered = sorted(detections, key=lambda detection: detection.sort_key)
+        fingerprints = [_fingerprint(scope, detection) for detection in ordered]
+        fresh = [
+            number
+            for number, fingerprint in enumerate(fingerprints)
+            if fingerprint not in self.open or not self.open[fingerprint].is_settled
+        ]
+        incident_ids = assign(
+            scope.tenant, scope.lane, scope.generation, index, [ordered[n] for n in fresh], self.incidents
+        )
+        incident_of = dict(zip(fresh, incident_ids, strict=True))
+        events = []
+        for number, (fingerprint, detection) in enumerate(zip(fingerprints, ordered, strict=True)):
+            finding = self.open.get(fingerprint)
+            if finding is None:
+                finding = self._open(scope, index, fingerprint, detection, incident_of[number], is_settled=True)
+                events.append(_event(scope, finding, Activity.CREATE, index))
+            elif not finding.is_settled:
+                finding.incident_id = incident_of[number]
+                finding.opened_index = index
+                finding.is_settled = True
+                self._renew(finding, detection, index)
+                events.append(_event(scope, finding, Activity.UPDATE, index))
+            else:
+                rises = severity_of(detection.risk) > finding.severity
+                due = index - finding.last_update_index >= scope.config.update_every_windows
+                finding.last_evidence_index = index
+                if rises or due:
+                    self._renew(finding, detection, index)
+                    events.append(_event(scope, finding, Activity.UPDATE, index))
+        return events
+
+    @staticmethod
+    def _renew(finding: Finding, detection: Detection, index: int) -> None:
+        finding.detection = detection
+        finding.severity = severity_of(detection.risk)
+        finding.last_evidence_index = index
+        finding.last_update_index = index
+
+    def close_indexes(self, scope: Scope) -> list[int]:
+        """Return the window indexes at which an open finding may end."""
+        return [_close_index(scope, finding) for finding in self.open.values()]
+
+    def expire(
+        self, scope: Scope, index: int, is_silent: Callable[[Finding], bool], returned: Callable[[Finding], bool]
+    ) -> list[DriftEvent]:
+        """Close findings whose time has come at the end of window ``index``.
+
+        Attributes:
+            is_silent: whether a finding's edge had no traffic up to this window. returned: had traffic in this window.
+        """
+        events = []
+        for fingerprint in sorted(self.open):
+            finding = self.open[fingerprint]
+            kind = finding.detection.kind
+            reason = ""
+            if kind is DriftKind.REMOVED_EDGE and finding.last_evidence_index < index and returned(finding):
+                reason = "returned"
+            elif _close_index(scope, finding) <= index:
+                if not finding.is_settled:
+                    reason = "unconfirmed"
+                elif kind is DriftKind.RATE_DROP and is_silent(finding):
+                    finding.last_evidence_index = index
+                else:
+                    reason = "recovered" if kind in _STATISTICAL else "accepted"
+            if reason:
+                events.append(_event(scope, finding, Activity.CLOSE, index, close_reason=reason))
+                del self.open[fingerprint]
+                self._remember(fingerprint, finding.episode + 1)
+        return events
+
+    def _remember(self, fingerprint: str, episodes: int) -> None:
+        self.closed.pop(fingerprint, None)
+        self.closed[fingerprint] = episodes
+        while len(self.closed) > MAX_REMEMBERED:
+            del self.closed[next(iter(self.closed))]
+
+
+def _fingerprint(scope: Scope, detection: Detection) -> str:
+    return fingerprint_of(
+        scope.tenant, scope.lane, detection.kind, detection.src, detection.dst, detection.port, detection.protocol
+    )
+
+
+def _close_index(scope: Scope, finding: Finding) -> int:
+    if finding.detection.kind is DriftKind.REMOVED_EDGE:
+        return finding.last_evidence_index + REMOVED_KEPT_WINDOWS
+    return finding.last_evidence_index + scope.config.close_after_windows
+
+
+def _event(
+    scope: Scope,
+    finding: Finding,
+    activity: Activity,
+    index: int,
+    time_ms: int | None = None,
+    is_early: bool = False,
+    close_reason: str = "",
+) -> DriftEvent:
+    detection = finding.detection
+    start_ms = index * scope.window_ms
+    explanation = describe(
+        kind=detection.kind,
+        src=detection.src,
+        dst=detection.dst,
+        port=detection.port,
+        protocol=detection.protocol,
+        evidence=detection.evidence,
+        edges=detection.edges,
+        edges_total=detection.edges_total,
+        activity=activity,
+        close_reason=close_reason,
+        window_ms=scope.window_ms,
+    )
+    return DriftEvent(
+        event_id=event_id_of(finding.finding_id, activity, start_ms),
+        finding_id=finding.finding_id,
+        fingerprint=finding.fingerprint,
+        incident_id=finding.incident_id,
+        tenant=scope.tenant,
+        lane=scope.lane,
+        generation=scope.generation,
+        kind=detection.kind,
+        activity=activity,
+        episode=finding.episode,
+        severity=finding.severity,
+        risk_score=detection.risk,
+        confidence=detection.confidence,
+        is_alert=activity is not Activity.CLOSE and finding.severity >= _ALERT_FROM,
+        is_early=is_early,
+        time_ms=start_ms + scope.window_ms if time_ms is None else time_ms,
+        window_start_ms=start_ms,
+        window_end_ms=start_ms + scope.window_ms,
+        first_seen_ms=detection.first_seen_ms,
+        src=detection.src,
+        dst=detection.dst,
+        port=detection.port,
+        protocol=detection.protocol,
+        edges=detection.edges,
+        edges_total=detection.edges_total,
+        evidence=detection.evidence,
+        title=explanation.title,
+        message=explanation.message,
+        checks=explanation.checks,
+        close_reason=close_reason,
+    )

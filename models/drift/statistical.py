@@ -1,0 +1,159 @@
+"""Statistical kinds: one edge, one signal, against its own baseline. Pure, vectorised over a window's edges.
+
+A detection needs three things at once: a robust z-score, a minimum effect, and a minimum sample (calls and history).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.drift.detection import Detection, confidence_of, rounded
+from models.graph.registry import BYTES, CALLS, ERRORS, P50, P95
+from schemas.detection import DetectionConfig
+from schemas.drift import DriftKind, EdgeRef, Evidence
+from schemas.tenant_log import EdgeIdentity
+
+FloatColumn = npt.NDArray[np.float64]
+IntColumn = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+MIN_BYTES = 65_536
+"""A surge of less than 64 KiB in a window is nobody's exfiltration."""
+_UNITS = {CALLS: "calls", BYTES: "bytes", ERRORS: "ratio", P50: "us", P95: "us"}
+_NAMES = {
+    CALLS: "calls_per_window",
+    BYTES: "bytes_per_window",
+    ERRORS: "error_ratio",
+    P50: "latency_p50_us",
+    P95: "latency_p95_us",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeSignals:
+    """Edges of one window with their signals and baselines before this window.
+
+    Shapes:
+        values, mean, spread, scores: ``(E, len(SIGNALS))`` float64 (log1p units but for the error ratio). history alike, int32.
+        calls, latency_calls: ``(E,)`` int64. first_ms: window start, the time a statistical detection is dated.
+    """
+
+    values: FloatColumn
+    mean: FloatColumn
+    spread: FloatColumn
+    scores: FloatColumn
+    history: npt.NDArray[np.int32]
+    calls: IntColumn
+    latency_calls: IntColumn
+
+
+def _effects(signals: EdgeSignals, signal: int) -> tuple[FloatColumn, FloatColumn]:
+    if signal == ERRORS:
+        return signals.values[:, signal], np.clip(signals.mean[:, signal], 0.0, 1.0)
+    return np.expm1(signals.values[:, signal]), np.expm1(signals.mean[:, signal])
+
+
+def _masks(config: DetectionConfig, signals: EdgeSignals, may_drop: bool) -> dict[tuple[DriftKind, int], Mask]:
+    ripe = signals.history >= config.min_history
+    high = signals.scores >= config.z_threshold
+    enough = signals.calls >= config.min_calls
+    masks: dict[tuple[DriftKind, int], Mask] = {}
+    with np.errstate(invalid="ignore"):
+        calls, usual_calls = _effects(signals, CALLS)
+        masks[DriftKind.RATE_SURGE, CALLS] = (
+            ripe[:, CALLS] & high[:, CALLS] & enough & (calls >= config.min_effect_ratio * usual_calls)
+        )
+        if may_drop:
+            masks[DriftKind.RATE_DROP, CALLS] = (
+                ripe[:, CALLS]
+                & (signals.scores[:, CALLS] <= -config.z_threshold)
+                & (usual_calls >= config.min_calls)
+                & (calls * config.min_effect_ratio <= usual_calls)
+            )
+        volume, usual_volume = _effects(signals, BYTES)
+        masks[DriftKind.BYTES_SURGE, BYTES] = (
+            ripe[:, BYTES] & high[:, BYTES] & (volume >= MIN_BYTES) & (volume >= config.min_effect_ratio * usual_volume)
+        )
+        errors, usual_errors = _effects(signals, ERRORS)
+        masks[DriftKind.ERROR_INCREASE, ERRORS] = (
+            ripe[:, ERRORS] & high[:, ERRORS] & enough & (errors - usual_errors >= config.min_error_shift)
+        )
+        timed = signals.latency_calls >= config.min_calls
+        for signal in (P50, P95):
+            latency, usual = _effects(signals, signal)
+            masks[DriftKind.LATENCY_INCREASE, signal] = (
+                ripe[:, signal]
+                & high[:, signal]
+                & timed
+                & (latency >= config.min_effect_ratio * usual)
+                & (latency - usual >= config.min_latency_shift_us)
+            )
+    return masks
+
+
+def evidence_of(signals: EdgeSignals, row: int, signal: int) -> Evidence:
+    """State one signal of one edge: observed, expected, score, sample, history."""
+    observed, expected = (column[row] for column in _effects(signals, signal))
+    sample = signals.latency_calls[row] if signal in (P50, P95) else signals.calls[row]
+    return Evidence(
+        signal=_NAMES[signal],
+        observed=rounded(float(observed)),
+        expected=rounded(float(expected)),
+        unit=_UNITS[signal],
+        score=round(float(signals.scores[row, signal]), 2),
+        sample=int(sample),
+        history=int(signals.history[row, signal]),
+        detector="robust-z",
+    )
+
+
+def risk_of(kind: DriftKind, evidence: Evidence) -> int:
+    """Rate a statistical detection: doublings of the effect, or tenths of the error ratio, on a base per kind."""
+    base = {DriftKind.ERROR_INCREASE: 40, DriftKind.LATENCY_INCREASE: 35, DriftKind.RATE_DROP: 40}.get(kind, 25)
+    if kind is DriftKind.ERROR_INCREASE:
+        effect = (evidence.observed - evidence.expected) * 50
+    else:
+        low, high = sorted((max(evidence.observed, 1.0), max(evidence.expected, 1.0)))
+        effect = 10 * float(np.log2(high / low))
+    weight = min(1.0, 0.6 + evidence.sample / 250)
+    return int(min(95, base + round(effect * weight, 6)))
+
+
+def judge(
+    config: DetectionConfig,
+    signals: EdgeSignals,
+    eligible: Mask,
+    identity: Callable[[int], EdgeIdentity],
+    window_start_ms: int,
+    may_drop: bool,
+) -> list[tuple[int, Detection]]:
+    """Return ``(row, detection)`` for every edge and kind that is not as expected.
+
+    Shapes:
+        eligible: ``(E,)`` bool, edges of tenants that have learned. identity: row to edge identity.
+    """
+    found: dict[tuple[int, DriftKind], list[int]] = {}
+    for (kind, signal), mask in _masks(config, signals, may_drop).items():
+        for row in np.flatnonzero(mask & eligible).tolist():
+            found.setdefault((row, kind), []).append(signal)
+    detections = []
+    for (row, kind), hits in found.items():
+        evidence = tuple(evidence_of(signals, row, signal) for signal in hits)
+        _, src, dst, port, protocol = identity(row)
+        detection = Detection(
+            kind=kind,
+            src=src,
+            dst=dst,
+            port=port,
+            protocol=protocol,
+            edges=(EdgeRef(src, dst, port, protocol),),
+            edges_total=1,
+            evidence=evidence,
+            risk=max(risk_of(kind, item) for item in evidence),
+            confidence=confidence_of(min(item.history for item in evidence)),
+            first_seen_ms=window_start_ms,
+        )
+        detections.append((row, detection))
+    return detections

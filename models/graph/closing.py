@@ -1,0 +1,402 @@
+"""What happens when the watermark passes: windows close in order, deadlines fire, baselines move on. Pure.
+
+A jump of the watermark is judged in the order of event time, so that one big step and many small ones say the same.
+"""
+
+from collections import defaultdict
+
+import numpy as np
+import numpy.typing as npt
+
+from models.drift import baseline, statistical, structural
+from models.drift.detection import Detection
+from models.drift.findings import Finding
+from models.graph.admission import is_overflow
+from models.graph.clock import END_OF_TIME_MS
+from models.graph.histogram import quantiles
+from models.graph.lane import LaneState
+from models.graph.output import Output
+from models.graph.registry import CALLS, NEVER
+from models.graph.window import WindowTable
+from schemas.drift import DriftKind, EdgeRef
+from schemas.graph import MEASURE_INDEX, ClosedWindow, EdgeTable
+
+IntColumn = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+FORGET_AFTER_WINDOWS = 43_200
+"""Edges unseen for this many windows (30 days of minutes) are forgotten."""
+_FORGET_EVERY = 64
+_NO_DEADLINE = np.int64(1) << 60
+
+
+def advance(lane: LaneState) -> Output:
+    """Close what the lane's watermark allows and fire the deadlines it has passed."""
+    output = Output()
+    watermark_ms, reasons = lane.clock.advance()
+    if watermark_ms is None:
+        return output
+    window_ms = lane.config.window_ms
+    if watermark_ms >= END_OF_TIME_MS:
+        closed_to = max([lane.closed_index or 0, *(index + 1 for index in lane.windows)])
+        clocks = [m.event_ms for m in lane.clock.members.values() if m.event_ms is not None]
+        deadline_to = max(clocks, default=0) // window_ms
+    else:
+        closed_to = deadline_to = max(watermark_ms // window_ms, 0)
+    if lane.closed_index is not None and closed_to <= lane.closed_index:
+        return output
+    if lane.closed_index is None:
+        lane.judged_index = min([closed_to, *lane.windows]) - 1
+    incomplete = set(reasons) | ({"loss"} if lane.lost else set())
+    if incomplete:
+        for index in [index for index in lane.windows if index < closed_to]:
+            lane.windows[index].incomplete |= incomplete
+        lane.quiet_floor = max(lane.quiet_floor, closed_to - 1)
+    lane.closed_index = closed_to
+    lane.clock.paused = False
+    lane.lost = False
+    while (due := _next_index(lane, closed_to, deadline_to)) is not None:
+        _judge_index(lane, due, output)
+    lane.judged_index = max(lane.judged_index, deadline_to - 1)
+    return output
+
+
+def _deadlines(lane: LaneState) -> tuple[IntColumn, IntColumn]:
+    """Return per edge the index at whose end its sudden silence and its removal are reported."""
+    registry = lane.registry
+    size = len(registry)
+    edge = {name: column[:size] for name, column in registry.edge.array.items()}
+    last = np.maximum(edge["last_index"], lane.quiet_floor)
+    config = lane.config.detection
+    learned = np.array([lane.has_learned(number) for number in range(len(registry.tenants))] or [False])
+    ripe = edge["known"] & (edge["windows_seen"] >= config.min_history) & learned[edge["tenant"]] & ~edge["gone"]
+    wait = np.maximum(config.removed_min_windows, config.removed_after_silences * edge["gap_max"].astype(np.int64))
+    removal = np.where(ripe, last + wait, _NO_DEADLINE)
+    busy = np.expm1(edge["mean"][:, CALLS]) >= config.min_calls
+    drop = np.where(ripe & busy & (edge["gap_max"] == 1) & ~edge["dropped"], last + 1, _NO_DEADLINE)
+    floor = lane.judged_index + 1
+    return np.maximum(drop, floor), np.maximum(removal, floor)
+
+
+def _next_index(lane: LaneState, closed_to: int, deadline_to: int) -> int | None:
+    """Return the least window index with something to judge: rows, a deadline, or a finding that ends."""
+    candidates = [index for index in lane.windows if index < closed_to]
+    deadlines = []
+    if len(lane.registry):
+        drop, removal = _deadlines(lane)
+        deadlines += [int(drop.min()), int(removal.min())]
+    floor = lane.judged_index + 1
+    for number, state in lane.tenants.items():
+        if state.book.open:
+            scope = lane.scope(lane.registry.tenants[number])
+            deadlines += [max(index, floor) for index in state.book.close_indexes(scope)]
+    candidates += [index for index in deadlines if index < deadline_to]
+    return min(candidates, default=None)
+
+
+def _judge_index(lane: LaneState, index: int, output: Output) -> None:
+    """Judge one window: its rows if it has any, then the silences and findings that end with it."""
+    detections: dict[int, list[Detection]] = defaultdict(list)
+    table = lane.windows.pop(index, None)
+    if table is not None:
+        _close_window(lane, table, detections, output)
+    _fire_deadlines(lane, index, detections)
+    lane.judged_index = max(lane.judged_index, index)
+    last = lane.registry.edge.array["last_index"]
+
+    for number in sorted(lane.tenants, key=lambda n: lane.registry.tenants[n]):
+        state = lane.tenants[number]
+        if not detections.get(number) and not state.book.open:
+            continue
+        tenant = lane.registry.tenants[number]
+        scope = lane.scope(tenant)
+
+        def last_index(finding: Finding, tenant: str = tenant) -> int:
+            d = finding.detection
+            number = lane.registry.edge_number.get((tenant, d.src, d.dst, d.port, d.protocol))
+            return NEVER if number is None else int(last[number])
+
+        output.events += state.book.settle(scope, index, detections.get(number, []))
+        output.events += state.book.expire(
+            scope,
+            index,
+            is_silent=lambda finding: last_index(finding) < finding.opened_index,
+            returned=lambda finding: last_index(finding) == index,
+        )
+    if index % _FORGET_EVERY == 0:
+        _forget(lane, index)
+
+
+def _fire_deadlines(lane: LaneState, index: int, detections: dict[int, list[Detection]]) -> None:
+    if not len(lane.registry):
+        return
+    edge = lane.registry.edge.array
+    drop, removal = _deadlines(lane)
+    for kind, due, flag in (
+        (DriftKind.RATE_DROP, drop, "dropped"),
+        (DriftKind.REMOVED_EDGE, removal, "gone"),
+    ):
+        for number in np.flatnonzero(due <= index).tolist():
+            identity = lane.registry.identities[number]
+            if identity is None:
+                continue
+            edge[flag][number] = True
+            lane.registry.touch(np.array([number]))
+            detections[int(edge["tenant"][number])].append(
+                structural.judge_silent(
+                    kind,
+                    EdgeRef(*identity[1:]),
+                    silent_windows=index - int(edge["last_index"][number]),
+                    usual_gap=int(edge["gap_max"][number]),
+                    expected_calls=float(np.expm1(edge["mean"][number, CALLS])),
+                    history=int(edge["windows_seen"][number]),
+                    first_ms=(int(edge["last_index"][number]) + 1) * lane.config.window_ms,
+                )
+            )
+
+
+def _close_window(lane: LaneState, table: WindowTable, detections: dict[int, list[Detection]], output: Output) -> None:
+    registry = lane.registry
+    capacity = registry.edge.capacity
+    measures, other, use_server = table.chosen(capacity)
+    flows, late = measures[MEASURE_INDEX["flows"]], measures[MEASURE_INDEX["late_flows"]]
+    present = np.flatnonzero((flows > 0) | (late > 0))
+    overflow = {
+        number: measures[:, number].copy()
+        for number in present.tolist()
+        if (identity := registry.identities[number]) is not None and is_overflow(identity)
+    }
+    if overflow:
+        present = present[~np.isin(present, list(overflow))]
+    local = np.full(capacity, -1, dtype=np.int64)
+    local[present] = np.arange(len(present))
+    h_edge, h_bucket, h_count = table.latencies(use_server)
+    inside = local[h_edge] >= 0
+    histogram = (local[h_edge[inside]], h_bucket[inside], h_count[inside])
+    p50, p95, p99 = quantiles(*histogram, len(present), (0.50, 0.95, 0.99))
+    edge = registry.edge.array
+    tenant_of = edge["tenant"][present]
+    learned = np.array([lane.has_learned(number) for number in range(len(registry.tenants))] or [False])
+    whole = not table.incomplete
+    chosen = measures[:, present]
+    _judge_signals(lane, table.index, present, chosen, p50, p95, learned[tenant_of], whole, detections)
+    _judge_structure(lane, table.index, present, chosen, learned[tenant_of], detections)
+    quantile_columns = (p50, p95, p99)
+    tenants = sorted(
+        {int(n) for n in np.unique(tenant_of)} | {int(edge["tenant"][n]) for n in overflow},
+        key=lambda n: registry.tenants[n],
+    )
+    for tenant in tenants:
+        rows = np.flatnonzero(tenant_of == tenant)
+        window = _closed(
+            lane, table, tenant, rows, present, chosen, other, histogram, quantile_columns, not learned[tenant]
+        )
+        for number, sums in overflow.items():
+            if edge["tenant"][number] == tenant:
+                window.overflow[:] = sums
+        output.windows.append(window)
+    _remember(lane, table.index, present)
+    for tenant in tenants:
+        state = lane.tenant_state(tenant)
+        state.closed_windows += 1
+        state.edges.candidates = None
+        if state.edges.quarantine and all(index > table.index for index in lane.windows):
+            registry.release(state.edges.quarantine)
+            state.edges.quarantine = []
+
+
+def _judge_signals(
+    lane: LaneState,
+    index: int,
+    present: IntColumn,
+    chosen: IntColumn,
+    p50: IntColumn,
+    p95: IntColumn,
+    learned: Mask,
+    whole: bool,
+    detections: dict[int, list[Detection]],
+) -> None:
+    """Compare each edge with its baseline, then move the baseline on (complete windows alone teach)."""
+    edge = lane.registry.edge.array
+
+    def take(name: str) -> IntColumn:
+        column: IntColumn = chosen[MEASURE_INDEX[name]]
+        return column
+
+    on_time = take("flows") > 0
+    values = baseline.signals_of(
+        take("calls"),
+        take("bytes_out") + take("bytes_in"),
+        take("bytes_flows") > 0,
+        take("errors"),
+        take("error_flows") > 0,
+        p50,
+        p95,
+    )
+    values[~on_time] = np.nan
+    mean, spread, history = edge["mean"][present], edge["spread"][present], edge["history"][present]
+    scores = baseline.scores_of(values, mean, spread, take("calls"))
+    signals = statistical.EdgeSignals(values, mean, spread, scores, history, take("calls"), take("latency_calls"))
+    eligible = learned & on_time & edge["known"][present]
+
+    def identity(row: int) -> tuple[str, str, str, int, int]:
+        found = lane.registry.identities[int(present[row])]
+        assert found is not None
+        return found
+
+    # One configuration per tenant: judge tenants with their own thresholds apart from the rest.
+    groups: dict[str | None, Mask] = {None: np.ones(len(present), dtype=bool)}
+    for tenant in lane.detection_of:
+        number = lane.registry.tenant_number.get(tenant)
+        if number is not None:
+            groups[tenant] = edge["tenant"][present] == number
+            groups[None] &= ~groups[tenant]
+    for tenant_name, mask in groups.items():
+        config = lane.config.detection if tenant_name is None else lane.detection(tenant_name)
+        found = statistical.judge(
+            config, signals, eligible & mask, identity, index * lane.config.window_ms, may_drop=whole
+        )
+        for row, detection in found:
+            detections[int(edge["tenant"][present[row]])].append(detection)
+            if detection.kind is DriftKind.RATE_DROP:
+                edge["dropped"][present[row]] = True
+    if whole:
+        edge["mean"][present], edge["spread"][present], edge["history"][present] = baseline.learn(
+            values, mean, spread, history
+        )
+
+
+def _judge_structure(
+    lane: LaneState,
+    index: int,
+    present: IntColumn,
+    chosen: IntColumn,
+    learned: Mask,
+    detections: dict[int, list[Detection]],
+) -> None:
+    """Unknown edges, fan-out and denials of a closed window; learning tenants only teach."""
+    registry = lane.registry
+    edge, service = registry.edge.array, registry.service.array
+    calls = chosen[MEASURE_INDEX["calls"]] + chosen[MEASURE_INDEX["late_calls"]]
+    unknown: dict[int, list[structural.EdgeFacts]] = defaultdict(list)
+    for row in np.flatnonzero(learned & ~edge["known"][present].astype(bool)).tolist():
+        number = int(present[row])
+        facts = lane.facts(number, int(calls[row]), int(edge["first_seen_ms"][number]))
+        unknown[int(edge["tenant"][number])].append(facts)
+    for tenant, facts_of_tenant in unknown.items():
+        detections[tenant] += structural.judge_new(facts_of_tenant)
+    src, dst = edge["src"][present].astype(np.int64), edge["dst"][present].astype(np.int64)
+    pairs = np.unique(src << 32 | dst)
+    sources, peers = np.unique(pairs >> 32, return_counts=True)
+    denied = np.zeros(len(registry.services), dtype=np.int64)
+    np.add.at(denied, src, chosen[MEASURE_INDEX["denied"]])
+    for kind, numbers, observed, usual_name, limit in (
+        (DriftKind.FAN_OUT_BURST, sources, peers, "fan_out_max", structural.fan_out_limit),
+        (DriftKind.DENIED_BURST, sources, denied[sources], "denied_max", structural.denied_limit),
+    ):
+        for number, count in zip(numbers.tolist(), observed.tolist(), strict=True):
+            tenant = int(service["tenant"][number])
+            usual = int(service[usual_name][number])
+            judged = lane.has_learned(tenant) and bool(service["known"][number])
+            if judged and count >= limit(lane.detection(registry.tenants[tenant]), usual):
+                rows = np.flatnonzero(src == number)
+                detections[tenant].append(
+                    structural.judge_source(kind, _source_facts(lane, index, number, count, usual, present[rows]))
+                )
+            elif count > usual:
+                # Only what was no alarm teaches, so that a burst does not make the next one normal.
+                service[usual_name][number] = count
+
+
+def _source_facts(
+    lane: LaneState, index: int, number: int, observed: int, usual: int, edges: IntColumn
+) -> structural.SourceFacts:
+    tenant, name = lane.registry.services[number]
+    pairs = {i[1:3] for i in (lane.registry.identities[e] for e in edges.tolist()) if i is not None}
+    refs = tuple(sorted(EdgeRef(src, dst) for src, dst in pairs))
+    return structural.SourceFacts(
+        src=name,
+        observed=observed,
+        usual_max=usual,
+        edges=refs,
+        edges_total=len(refs),
+        first_ms=index * lane.config.window_ms,
+        history=lane.tenants[tenant].closed_windows,
+    )
+
+
+def _closed(
+    lane: LaneState,
+    table: WindowTable,
+    tenant: int,
+    rows: IntColumn,
+    present: IntColumn,
+    chosen: IntColumn,
+    other: IntColumn,
+    histogram: tuple[IntColumn, IntColumn, IntColumn],
+    quantile_columns: tuple[IntColumn, IntColumn, IntColumn],
+    is_learning: bool,
+) -> ClosedWindow:
+    """Cut one tenant's graph out of a window, sorted by edge identity."""
+    found = [lane.registry.identities[number] for number in present[rows].tolist()]
+    identities = [identity for identity in found if identity is not None]
+    order = sorted(range(len(identities)), key=identities.__getitem__)
+    rows = rows[order]
+    identities = [identities[position] for position in order]
+    position = np.full(len(present), -1, dtype=np.int64)
+    position[rows] = np.arange(len(rows))
+    h_edge, h_bucket, h_count = histogram
+    mine = position[h_edge] >= 0
+    h_edge, h_bucket, h_count = position[h_edge[mine]], h_bucket[mine], h_count[mine]
+    by_edge = np.lexsort((h_bucket, h_edge))
+    p50, p95, p99 = quantile_columns
+    start_ms = table.index * lane.config.window_ms
+    return ClosedWindow(
+        tenant=lane.registry.tenants[tenant],
+        lane=lane.config.name,
+        generation=lane.config.generation,
+        start_ms=start_ms,
+        end_ms=start_ms + lane.config.window_ms,
+        edges=EdgeTable(
+            src=[identity[1] for identity in identities],
+            dst=[identity[2] for identity in identities],
+            port=np.array([identity[3] for identity in identities], dtype=np.int64),
+            protocol=np.array([identity[4] for identity in identities], dtype=np.int64),
+            measures=np.ascontiguousarray(chosen[:, rows].T),
+            other_side_flows=other[present[rows]],
+            histogram_edge=h_edge[by_edge],
+            histogram_bucket=h_bucket[by_edge],
+            histogram_count=h_count[by_edge],
+            p50_us=p50[rows],
+            p95_us=p95[rows],
+            p99_us=p99[rows],
+        ),
+        incomplete=tuple(sorted(table.incomplete)),
+        is_learning=is_learning,
+    )
+
+
+def _remember(lane: LaneState, index: int, present: IntColumn) -> None:
+    """Note that the edges of a closed window were seen; unknown ones become known."""
+    edge = lane.registry.edge.array
+    last = np.maximum(edge["last_index"][present], lane.quiet_floor)
+    config = lane.config.detection
+    longest = np.maximum(config.removed_min_windows, config.removed_after_silences * edge["gap_max"][present])
+    gap = np.where(edge["last_index"][present] == NEVER, 1, np.minimum(index - last, longest))
+    edge["gap_max"][present] = np.maximum(edge["gap_max"][present], gap)
+    edge["last_index"][present] = index
+    edge["windows_seen"][present] += 1
+    edge["dropped"][present] &= False
+    edge["gone"][present] = False
+    lane.registry.learn(present)
+    lane.registry.touch(present)
+
+
+def _forget(lane: LaneState, index: int) -> None:
+    size = len(lane.registry)
+    edge = lane.registry.edge.array
+    stale = edge["known"][:size] & (edge["last_index"][:size] < index - FORGET_AFTER_WINDOWS)
+    for number in np.flatnonzero(stale).tolist():
+        lane.tenants[int(edge["tenant"][number])].edges.count -= 1
+        lane.registry.forget(number)
+        lane.registry.release([number])

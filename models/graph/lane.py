@@ -1,0 +1,340 @@
+"""One lane of one partition: rows are folded into open windows, and the watermark closes them. Pure, deterministic."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from models.drift import structural
+from models.drift.findings import FindingBook, Scope
+from models.graph.admission import TenantEdges, admit
+from models.graph.clock import LaneClock
+from models.graph.output import Output, RowDeadLetter
+from models.graph.registry import Registry
+from models.graph.window import WindowTable
+from schemas.dead_letter import Reason
+from schemas.detection import DetectionConfig
+from schemas.drift import DriftKind, EdgeRef
+from schemas.flow import MAX_MEASURE
+from schemas.tenant_log import LaneConfig, LogRecord, unpack_rows
+
+IntColumn = npt.NDArray[np.int64]
+DAY_MS = 86_400_000
+MAX_OPEN_WINDOWS = 512
+"""Windows open at once; rows beyond are folded into the nearest one. Only hostile clocks come near it."""
+
+
+@dataclass(slots=True)
+class TenantState:
+    """One tenant in one lane.
+
+    Attributes:
+        closed_windows: windows with traffic that have closed; the tenant learns until it has enough.
+        detection: the tenant's own thresholds, from its controls; None takes the lane's.
+    """
+
+    closed_windows: int = 0
+    edges: TenantEdges = field(default_factory=TenantEdges)
+    book: FindingBook = field(default_factory=FindingBook)
+
+
+class LaneState:
+    """Registry, open windows, tenants and clock of a lane.
+
+    Attributes:
+        closed_index: windows with a smaller index are closed; None before the first watermark.
+        judged_index: deadlines up to the end of this window have fired.
+        quiet_floor: silence before the end of this window counts for nothing: records may be missing.
+    """
+
+    def __init__(self, config: LaneConfig) -> None:
+        self.config = config
+        self.clock = LaneClock(config)
+        self.clock.declare(config)
+        self.registry = Registry()
+        self.windows: dict[int, WindowTable] = {}
+        self.tenants: dict[int, TenantState] = {}
+        self.closed_index: int | None = None
+        self.judged_index = -1
+        self.quiet_floor = -1
+        self.detection_of: dict[str, DetectionConfig] = {}
+        self.lost = False
+
+    def declare(self, config: LaneConfig) -> None:
+        """Take over a newer declaration. The window length stays: closed windows are cut by it."""
+        config = msgspec.structs.replace(config, window_ms=self.config.window_ms)
+        self.config = config
+        self.clock.declare(config)
+
+    def tenant_state(self, number: int) -> TenantState:
+        """Return a tenant's state in this lane."""
+        state = self.tenants.get(number)
+        if state is None:
+            state = self.tenants[number] = TenantState()
+        return state
+
+    def detection(self, tenant: str) -> DetectionConfig:
+        """Return the thresholds in force for a tenant."""
+        return self.detection_of.get(tenant, self.config.detection)
+
+    def scope(self, tenant: str) -> Scope:
+        """Return whose findings these are."""
+        return Scope(tenant, self.config.name, self.config.generation, self.config.window_ms, self.detection(tenant))
+
+    def has_learned(self, number: int) -> bool:
+        """Say whether a tenant is past its learning windows."""
+        state = self.tenants.get(number)
+        return (
+            state is not None and state.closed_windows >= self.detection(self.registry.tenants[number]).learning_windows
+        )
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def fold(self, record: LogRecord, applied: int) -> Output:
+        """Fold the rows of a record beyond the applied coordinate; return early detections and refused rows."""
+        assert record.rows is not None
+        output = Output()
+        columns = unpack_rows(record.rows)
+        good = columns["position"] > applied
+        output.counts["repeated"] += int(len(good) - good.sum())
+        good = self._refuse(record, columns, good, output)
+        if not good.all():
+            columns = {name: column[good] for name, column in columns.items()}
+        if not len(columns["position"]):
+            return output
+        times = self._believed_times(record, columns)
+        codes = columns["edge"]
+        edges = record.rows.edges
+        numbers, is_new = self._numbers(edges, None if good.all() else codes)
+        index = times // self.config.window_ms
+        index, late = self._place(index, columns)
+        output.counts["late"] += int(late.sum())
+        output.counts["skewed"] += int((columns["skewed"] > 0).sum())
+        output.counts["on_time"] += int((~late).sum())
+        self._note_first_seen(numbers, codes, times)
+        capacity = self.registry.edge.capacity
+        first = int(index[0])
+        if (index == first).all():
+            self._window(first).fold(columns, codes, numbers, late if late.any() else None, capacity)
+        else:
+            for value in np.unique(index).tolist():
+                rows = index == value
+                part = {name: column[rows] for name, column in columns.items()}
+                self._window(value).fold(part, codes[rows], numbers, late[rows] if late.any() else None, capacity)
+        if self.closed_index is not None:
+            self._early(output, edges, numbers, is_new, codes, times, index, columns)
+        return output
+
+    def _refuse(
+        self, record: LogRecord, columns: dict[str, IntColumn], good: npt.NDArray[np.bool_], output: Output
+    ) -> npt.NDArray[np.bool_]:
+        """Dead-letter rows that cannot be folded; what they would break is checked before anything is changed."""
+        assert record.rows is not None
+        edges = columns["edge"]
+        broken = (edges < 0) | (edges >= len(record.rows.edges)) | (columns["calls"] < 1) | (columns["time_ms"] < 0)
+        for name in ("errors", "denied", "bytes_out", "bytes_in", "packets_out", "packets_in", "latency_us"):
+            broken |= (columns[name] > MAX_MEASURE) | (columns[name] < -1)
+        future = np.zeros(len(good), dtype=bool)
+        if not record.append_time:
+            future = columns["time_ms"] > record.as_of_ms + DAY_MS
+        for mask, reason, detail in (
+            (broken & good, Reason.STATE_MACHINE, "a value is outside its bounds"),
+            (future & good & ~broken, Reason.FUTURE, "more than a day ahead of the log's clock"),
+        ):
+            for position in columns["position"][mask].tolist():
+                progress = record.progress[0]
+                output.dead.append(RowDeadLetter(progress.source, progress.partition, position, reason, detail))
+                output.counts["dead"] += 1
+        return good & ~broken & ~future
+
+    def _believed_times(self, record: LogRecord, columns: dict[str, IntColumn]) -> IntColumn:
+        """Fold records that are ahead of the log's clock at that clock, marked ``skewed``; ingest did so for LogAppendTime."""
+        times = columns["time_ms"]
+        if record.append_time or self.config.mode != "live":
+            return times
+        ahead = times > record.as_of_ms + self.config.skew_ms
+        if ahead.any():
+            columns["skewed"] = np.where(ahead, 1, columns["skewed"])
+            times = np.where(ahead, record.as_of_ms, times)
+        return times
+
+    def _numbers(
+        self, edges: list[tuple[str, str, str, int, int]], used: IntColumn | None
+    ) -> tuple[IntColumn, list[int]]:
+        """Return edge numbers by code, and the codes that are new."""
+        found = list(map(self.registry.edge_number.get, edges))
+        new: list[int] = []
+        if None in found:
+            wanted = range(len(edges)) if used is None else np.unique(used).tolist()
+            for code in wanted:
+                if found[code] is not None:
+                    continue
+                identity = edges[code]
+                again = self.registry.edge_number.get(identity)
+                if again is not None:
+                    found[code] = again
+                    continue
+                state = self.tenant_state(self.registry.tenant(identity[0])).edges
+                cap = self.detection(identity[0]).max_edges_per_tenant
+                found[code], is_new = admit(self.registry, state, identity, cap, self.windows)
+                if is_new:
+                    new.append(code)
+            if new:
+                # An admission can push out another edge of this very record: look again.
+                overflow = {t: s.edges.overflow for t, s in self.tenants.items() if s.edges.overflow is not None}
+                if overflow:
+                    for code in wanted:
+                        current = self.registry.edge_number.get(edges[code])
+                        if current is None:
+                            found[code] = overflow[self.registry.tenant_number[edges[code][0]]]
+                    new = [code for code in new if edges[code] in self.registry.edge_number]
+        return np.array([0 if number is None else number for number in found], dtype=np.int64), new
+
+    def _place(self, index: IntColumn, columns: dict[str, IntColumn]) -> tuple[IntColumn, npt.NDArray[np.bool_]]:
+        """Return the window index each row is folded into, and which rows are late."""
+        late = np.zeros(len(index), dtype=bool)
+        if self.closed_index is not None:
+            late = index < self.closed_index
+            if late.any():
+                index = np.maximum(index, self.closed_index)
+        fresh = [value for value in np.unique(index).tolist() if value not in self.windows]
+        if len(self.windows) + len(fresh) > MAX_OPEN_WINDOWS:
+            allowed = sorted([*self.windows, *fresh[: max(1, MAX_OPEN_WINDOWS - len(self.windows))]])
+            slot = np.clip(np.searchsorted(allowed, index), 0, len(allowed) - 1)
+            nearest = np.asarray(allowed, dtype=np.int64)[slot]
+            columns["skewed"] = np.where(nearest != index, 1, columns["skewed"])
+            index = nearest
+        return index, late
+
+    def _window(self, index: int) -> WindowTable:
+        window = self.windows.get(index)
+        if window is None:
+            window = self.windows[index] = WindowTable(index)
+            if self.lost:
+                window.incomplete.add("loss")
+        return window
+
+    def _note_first_seen(self, numbers: IntColumn, codes: IntColumn, times: IntColumn) -> None:
+        columns = self.registry.edge.array
+        rows = ~columns["known"][numbers].astype(bool)[codes]
+        if rows.any():
+            np.minimum.at(columns["first_seen_ms"], numbers[codes[rows]], times[rows])
+            self.registry.touch(numbers[np.unique(codes[rows])])
+
+    # -- early detections ------------------------------------------------------------------------------------------
+
+    def _early(
+        self,
+        output: Output,
+        edges: list[tuple[str, str, str, int, int]],
+        numbers: IntColumn,
+        is_new: list[int],
+        codes: IntColumn,
+        times: IntColumn,
+        index: IntColumn,
+        columns: dict[str, IntColumn],
+    ) -> None:
+        """Raise what no record still to come can undo: unknown edges, and bursts far beyond any limit still possible."""
+        candidates = [c for c in is_new if self._fires_early(self.registry.tenant_number[edges[c][0]])]
+        order = np.argsort(codes, kind="stable") if candidates else codes
+        starts = np.searchsorted(codes[order], candidates)
+        ends = np.searchsorted(codes[order], candidates, side="right")
+        for code, start, end in zip(candidates, starts.tolist(), ends.tolist(), strict=True):
+            identity = edges[code]
+            tenant = self.registry.tenant_number[identity[0]]
+            rows = order[start:end]
+            at = rows[np.argmin(times[rows])]
+            facts = self.facts(int(numbers[code]), int(columns["calls"][rows].sum()), int(times[at]))
+            state = self.tenants[tenant]
+            scope = self.scope(identity[0])
+            for detection in structural.judge_new([facts]):
+                event = state.book.raise_early(scope, int(index[at]), detection, int(times[at]))
+                if event is not None:
+                    output.events.append(event)
+            self._early_fan_out(output, tenant, int(numbers[code]), int(index[at]), int(times[at]))
+        denied = columns["denied"] > 0
+        if denied.any():
+            self._early_denied(output, numbers, codes[denied], times[denied], index[denied], columns["denied"][denied])
+
+    def _fires_early(self, tenant: int) -> bool:
+        state = self.tenants.get(tenant)
+        cap = self.detection(self.registry.tenants[tenant]).max_edges_per_tenant
+        return state is not None and self.has_learned(tenant) and state.edges.count * 2 <= cap
+
+    def facts(self, number: int, calls: int, first_ms: int) -> structural.EdgeFacts:
+        """Return what a structural rule may know of an unknown edge."""
+        identity = self.registry.identities[number]
+        assert identity is not None
+        edge, service = self.registry.edge.array, self.registry.service.array
+        src, dst = int(edge["src"][number]), int(edge["dst"][number])
+        return structural.EdgeFacts(
+            ref=EdgeRef(*identity[1:]),
+            src_known=bool(service["known"][src]),
+            dst_known=bool(service["known"][dst]),
+            pair_known=(src, dst) in self.registry.known_pairs,
+            calls=calls,
+            first_ms=first_ms,
+            history=self.tenants[int(edge["tenant"][number])].closed_windows,
+        )
+
+    def _early_fan_out(self, output: Output, tenant: int, number: int, index: int, time_ms: int) -> None:
+        edge, service = self.registry.edge.array, self.registry.service.array
+        src = int(edge["src"][number])
+        if not service["known"][src]:
+            return
+        peers = self._window(index).new_peers.setdefault(src, set())
+        peers.add(int(edge["dst"][number]))
+        config = self.detection(self.registry.tenants[tenant])
+        usual = int(service["fan_out_max"][src])
+        # Earlier windows still open may raise the usual maximum, but not beyond the limit itself: one step each.
+        worst = usual
+        for _ in range(sum(1 for open_index in self.windows if open_index < index)):
+            worst = int(structural.fan_out_limit(config, worst))
+        if len(peers) < structural.fan_out_limit(config, worst):
+            return
+        names = self.registry.services
+        refs = tuple(sorted(EdgeRef(names[src][1], names[peer][1]) for peer in peers))
+        facts = structural.SourceFacts(
+            names[src][1], len(peers), usual, refs, len(refs), time_ms, self.tenants[tenant].closed_windows
+        )
+        self._raise_burst(output, tenant, DriftKind.FAN_OUT_BURST, facts, index, time_ms)
+
+    def _early_denied(
+        self,
+        output: Output,
+        numbers: IntColumn,
+        codes: IntColumn,
+        times: IntColumn,
+        index: IntColumn,
+        denied: IntColumn,
+    ) -> None:
+        edge, service = self.registry.edge.array, self.registry.service.array
+        sources = edge["src"][numbers[codes]]
+        for src, at, count, time_ms in zip(
+            sources.tolist(), index.tolist(), denied.tolist(), times.tolist(), strict=True
+        ):
+            tenant = int(service["tenant"][src])
+            if not service["known"][src] or not self._fires_early(tenant):
+                continue
+            window = self._window(at)
+            total = window.denied_by_source[src] = window.denied_by_source.get(src, 0) + count
+            config = self.detection(self.registry.tenants[tenant])
+            usual = worst = int(service["denied_max"][src])
+            for _ in range(sum(1 for open_index in self.windows if open_index < at)):
+                worst = int(structural.denied_limit(config, worst))
+            # The other side may report the same refusals, so only half of what was summed is certain.
+            if total < 2 * structural.denied_limit(config, worst):
+                continue
+            name = self.registry.services[src][1]
+            facts = structural.SourceFacts(name, total, usual, (), 0, time_ms, self.tenants[tenant].closed_windows)
+            self._raise_burst(output, tenant, DriftKind.DENIED_BURST, facts, at, time_ms)
+
+    def _raise_burst(
+        self, output: Output, tenant: int, kind: DriftKind, facts: structural.SourceFacts, index: int, time_ms: int
+    ) -> None:
+        scope = self.scope(self.registry.tenants[tenant])
+        detection = structural.judge_source(kind, facts)
+        event = self.tenants[tenant].book.raise_early(scope, index, detection, time_ms)
+        if event is not None:
+            output.events.append(event)

@@ -1,0 +1,126 @@
+"""The state machine of one `tenant-log` partition: a pure function of the log up to an offset. Nothing else reaches it."""
+
+import msgspec
+
+from models.graph.closing import advance
+from models.graph.lane import LaneState
+from models.graph.output import Output
+from schemas.detection import DetectionConfig
+from schemas.errors import LossDetected
+from schemas.ids import stable_hash
+from schemas.tenant_log import Control, LaneConfig, LogRecord, Progress
+
+TENANT_SETTINGS = "tenant-settings"
+"""Kind of control whose value overrides ``DetectionConfig`` fields of one tenant."""
+_FLOATS = frozenset(
+    name for name, default in msgspec.structs.asdict(DetectionConfig()).items() if isinstance(default, float)
+)
+
+
+class Machine:
+    """State of one partition.
+
+    Attributes:
+        offset: offset of the last applied log record; -1 before the first.
+        applied: highest applied coordinate per source partition.
+        settings: overridden detection fields per tenant.
+    """
+
+    def __init__(self) -> None:
+        self.offset = -1
+        self.applied: dict[tuple[str, int], int] = {}
+        self.lanes: dict[str, LaneState] = {}
+        self.settings: dict[str, dict[str, int | float]] = {}
+
+    def apply(self, offset: int, record: LogRecord) -> Output:
+        """Apply one record; a record at or below ``offset`` that was applied already changes nothing.
+
+        Raises:
+            LossDetected: what the record builds on never arrived.
+        """
+        if offset <= self.offset:
+            return Output()
+        for progress in record.progress:
+            self._check_chain(progress, record)
+        output = Output()
+        for control in record.controls:
+            self._apply_control(control, record)
+        if record.lane is not None:
+            output = self._apply_to_lane(record, record.lane)
+        for progress in record.progress:
+            key = (progress.source, progress.partition)
+            self.applied[key] = max(self.applied.get(key, progress.upto), progress.upto)
+        self.offset = offset
+        return output
+
+    def _check_chain(self, progress: Progress, record: LogRecord) -> None:
+        applied = self.applied.get((progress.source, progress.partition))
+        if applied is None or progress.after <= applied:
+            return
+        if not record.loss:
+            raise LossDetected(
+                f"records of {progress.source}[{progress.partition}] between positions {applied} and {progress.after} "
+                "never reached tenant-log; restart the worker with --accept-loss to go on without them"
+            )
+        for lane in self.lanes.values():
+            lane.lost = True
+            for window in lane.windows.values():
+                window.incomplete.add("loss")
+
+    def _apply_control(self, control: Control, record: LogRecord) -> None:
+        source = record.progress[0]
+        if control.position <= self.applied.get((source.source, source.partition), -1):
+            return
+        if control.kind != TENANT_SETTINGS:
+            return
+        values: dict[str, int | float] = {}
+        if control.value:
+            try:
+                values = msgspec.json.decode(control.value, type=dict[str, int | float])
+            except msgspec.MsgspecError:
+                return  # ingest has refused it already; an old record of another version changes nothing
+        known = DetectionConfig.__struct_fields__
+        self.settings[control.tenant] = {name: value for name, value in values.items() if name in known}
+        for lane in self.lanes.values():
+            self.take_settings(lane)
+
+    def take_settings(self, lane: LaneState) -> None:
+        """Give a lane the thresholds of tenants that have their own."""
+        base = lane.config.detection
+        lane.detection_of = {
+            tenant: msgspec.structs.replace(
+                base, **{name: value if name in _FLOATS else int(value) for name, value in values.items()}
+            )
+            for tenant, values in sorted(self.settings.items())
+            if values
+        }
+
+    def _apply_to_lane(self, record: LogRecord, config: LaneConfig) -> Output:
+        lane = self.lanes.get(config.name)
+        if lane is None or config.generation > lane.config.generation:
+            lane = self.lanes[config.name] = LaneState(config)
+            self.take_settings(lane)
+        elif config.generation < lane.config.generation:
+            output = Output()
+            output.counts["stale_generation"] += record.rows.count if record.rows is not None else 0
+            return output
+        elif _rank(config) > _rank(lane.config) or config.members != lane.config.members:
+            lane.declare(config)
+            self.take_settings(lane)
+        output = Output()
+        if record.rows is not None:
+            source = record.progress[0]
+            output.extend(lane.fold(record, self.applied.get((source.source, source.partition), -1)))
+        fresh = tuple(
+            progress
+            for progress in record.progress
+            if progress.upto >= self.applied.get((progress.source, progress.partition), -1)
+        )
+        lane.clock.state(msgspec.structs.replace(record, progress=fresh))
+        output.extend(advance(lane))
+        return output
+
+
+def _rank(config: LaneConfig) -> tuple[int, str]:
+    plain = msgspec.structs.replace(config, window_ms=0, members=())
+    return config.version, stable_hash(msgspec.json.encode(plain).decode())

@@ -1,0 +1,36 @@
+"""What applying one log record brings about. Values; the agent turns them into effects in the order given."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from schemas.dead_letter import Reason
+from schemas.drift import DriftEvent
+from schemas.graph import ClosedWindow
+
+
+@dataclass(frozen=True, slots=True)
+class RowDeadLetter:
+    """A row the state machine could not take, by its source coordinate."""
+
+    source: str
+    partition: int
+    position: int
+    reason: Reason
+    detail: str
+
+
+@dataclass(slots=True)
+class Output:
+    """Events and closed windows in order, rows refused, and counts by outcome."""
+
+    events: list[DriftEvent] = field(default_factory=list)
+    windows: list[ClosedWindow] = field(default_factory=list)
+    dead: list[RowDeadLetter] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def extend(self, other: "Output") -> None:
+        """Append another output."""
+        self.events += other.events
+        self.windows += other.windows
+        self.dead += other.dead
+        self.counts.update(other.counts)

@@ -1,0 +1,159 @@
+"""Edges and services of one lane in one partition: names to dense numbers, and what is remembered of each. Pure.
+
+All tenants of the partition share the numbering, so that a batch of rows is folded at once whoever owns them.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.ids import is_external
+from schemas.tenant_log import EdgeIdentity
+
+SIGNALS = ("calls", "bytes", "errors", "p50", "p95")
+CALLS, BYTES, ERRORS, P50, P95 = range(5)
+NEVER = -1
+UNSEEN_MS = 1 << 62
+PAGE_ROWS = 2_048
+"""Rows of a page: what a checkpoint writes when one of them has changed. Well under 512 KiB."""
+
+EDGE_COLUMNS: dict[str, tuple[type, int, int]] = {
+    # name: (type, fill, width)
+    "tenant": (np.int32, 0, 0),
+    "src": (np.int32, 0, 0),
+    "dst": (np.int32, 0, 0),
+    "known": (np.bool_, 0, 0),
+    "first_seen_ms": (np.int64, UNSEEN_MS, 0),
+    "last_index": (np.int64, NEVER, 0),  # index of the last window with traffic
+    "gap_max": (np.int32, 1, 0),  # largest number of windows from one with traffic to the next
+    "windows_seen": (np.int32, 0, 0),
+    "dropped": (np.bool_, 0, 0),  # its sudden silence was reported
+    "gone": (np.bool_, 0, 0),  # its removal was reported
+    "history": (np.int32, 0, len(SIGNALS)),
+    "mean": (np.float64, 0, len(SIGNALS)),
+    "spread": (np.float64, 0, len(SIGNALS)),
+}
+SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
+    "tenant": (np.int32, 0, 0),
+    "known": (np.bool_, 0, 0),
+    "external": (np.bool_, 0, 0),
+    "fan_out_max": (np.int32, 0, 0),
+    "denied_max": (np.int64, 0, 0),
+}
+
+
+class Columns:
+    """Arrays of one length that grow together, doubling."""
+
+    def __init__(self, spec: dict[str, tuple[type, int, int]]) -> None:
+        self._spec = spec
+        self.capacity = 0
+        self.array: dict[str, Any] = {}
+        self.reserve(64)
+
+    def reserve(self, size: int) -> None:
+        """Make room for ``size`` rows."""
+        if size <= self.capacity:
+            return
+        capacity = max(size, 2 * self.capacity)
+        for name, (dtype, fill, width) in self._spec.items():
+            shape = (capacity, width) if width else (capacity,)
+            grown: npt.NDArray[Any] = np.full(shape, fill, dtype=dtype)
+            if self.capacity:
+                grown[: self.capacity] = self.array[name]
+            self.array[name] = grown
+        self.capacity = capacity
+
+    def clear(self, row: int) -> None:
+        """Reset a row to its fill values."""
+        for name, (_, fill, _width) in self._spec.items():
+            self.array[name][row] = fill
+
+
+class Registry:
+    """Numbers for tenants, services and edges, and the memory of each edge and service."""
+
+    def __init__(self) -> None:
+        self.tenants: list[str] = []
+        self.tenant_number: dict[str, int] = {}
+        self.services: list[tuple[int, str]] = []
+        self.service_number: dict[tuple[int, str], int] = {}
+        self.service = Columns(SERVICE_COLUMNS)
+        self.identities: list[EdgeIdentity | None] = []
+        self.edge_number: dict[EdgeIdentity, int] = {}
+        self.edge = Columns(EDGE_COLUMNS)
+        self.known_pairs: set[tuple[int, int]] = set()
+        self.free: list[int] = []
+        self.edge_pages: set[int] = set()  # pages changed since the last checkpoint
+        self.service_pages: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.identities)
+
+    def tenant(self, name: str) -> int:
+        """Return the tenant's number, a new one if need be."""
+        number = self.tenant_number.get(name)
+        if number is None:
+            number = self.tenant_number[name] = len(self.tenants)
+            self.tenants.append(name)
+        return number
+
+    def _service(self, tenant: int, name: str) -> int:
+        number = self.service_number.get((tenant, name))
+        if number is None:
+            number = self.service_number[(tenant, name)] = len(self.services)
+            self.services.append((tenant, name))
+            self.service.reserve(number + 1)
+            self.service.array["tenant"][number] = tenant
+            self.service.array["external"][number] = is_external(name)
+            self.service_pages.add(number // PAGE_ROWS)
+        return number
+
+    def add_edge(self, identity: EdgeIdentity) -> int:
+        """Give a new edge a number; it is unknown until its window closes."""
+        tenant = self.tenant(identity[0])
+        src, dst = self._service(tenant, identity[1]), self._service(tenant, identity[2])
+        if self.free:
+            number = self.free.pop()
+            self.edge.clear(number)
+            self.identities[number] = identity
+        else:
+            number = len(self.identities)
+            self.identities.append(identity)
+            self.edge.reserve(number + 1)
+        self.edge_number[identity] = number
+        self.edge_pages.add(number // PAGE_ROWS)
+        columns = self.edge.array
+        columns["tenant"][number], columns["src"][number], columns["dst"][number] = tenant, src, dst
+        return number
+
+    def forget(self, number: int) -> None:
+        """Take an edge's name away; its number may be used again once ``release`` is called."""
+        identity = self.identities[number]
+        if identity is not None:
+            del self.edge_number[identity]
+            self.identities[number] = None
+            self.edge.array["known"][number] = False
+            self.edge_pages.add(number // PAGE_ROWS)
+
+    def release(self, numbers: Iterable[int]) -> None:
+        """Let the numbers of forgotten edges be used again."""
+        self.free.extend(numbers)
+
+    def touch(self, numbers: npt.NDArray[np.int64]) -> None:
+        """Note that the memory of edges, and of the services they start at, has changed."""
+        self.edge_pages.update(np.unique(numbers // PAGE_ROWS).tolist())
+        self.service_pages.update(np.unique(self.edge.array["src"][numbers] // PAGE_ROWS).tolist())
+        self.service_pages.update(np.unique(self.edge.array["dst"][numbers] // PAGE_ROWS).tolist())
+
+    def learn(self, numbers: npt.NDArray[np.int64]) -> None:
+        """Edges of a closed window become known, with their services and pairs."""
+        columns = self.edge.array
+        new = numbers[~columns["known"][numbers].astype(bool)]
+        columns["known"][new] = True
+        for src, dst in zip(columns["src"][new].tolist(), columns["dst"][new].tolist(), strict=True):
+            self.known_pairs.add((src, dst))
+        self.service.array["known"][columns["src"][new]] = True
+        self.service.array["known"][columns["dst"][new]] = True

@@ -1,0 +1,310 @@
+"""Taking the state machine apart into named chunks and putting it together again. Pure; bytes in, bytes out.
+
+Edges and services are cut into pages, so that a checkpoint writes only the pages that changed. Open windows, findings
+and the rest are small or change all the time and are written whole. ``restore(take(state)) == state`` in all it will do.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from models.drift.findings import Finding, FindingBook
+from models.drift.incidents import Incident
+from models.graph.admission import TenantEdges
+from models.graph.clock import LaneClock, MemberClock
+from models.graph.histogram import SparseCounts
+from models.graph.lane import LaneState, TenantState
+from models.graph.machine import Machine
+from models.graph.registry import PAGE_ROWS, Columns
+from models.graph.window import WindowTable
+from schemas.errors import CheckpointError
+from schemas.tenant_log import EdgeIdentity, LaneConfig
+
+SNAPSHOT_VERSION = 1
+
+IntColumn = npt.NDArray[np.int64]
+PackedArray = tuple[str, list[int], bytes]
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+
+
+class _Book(msgspec.Struct):
+    open: list[Finding]
+    closed: list[tuple[str, int]]
+    incidents: list[Incident]
+
+
+class _Tenant(msgspec.Struct):
+    number: int
+    closed_windows: int
+    count: int
+    overflow: int | None
+    quarantine: list[int]
+    book: _Book
+
+
+class _Member(msgspec.Struct):
+    source: str
+    partition: int
+    clock: MemberClock
+
+
+class _Lane(msgspec.Struct):
+    config: LaneConfig
+    members: list[_Member]
+    as_of_ms: int
+    watermark_ms: int | None
+    paused: bool
+    closed_index: int | None
+    judged_index: int
+    quiet_floor: int
+    lost: bool
+    tenants: list[str]
+    services: int
+    edges: int
+    free: list[int]
+    windows: list[int]
+
+
+class _Meta(msgspec.Struct):
+    version: int
+    offset: int
+    applied: list[tuple[str, int, int]]
+    settings: dict[str, dict[str, int | float]]
+    lanes: list[_Lane]
+
+
+class _Window(msgspec.Struct):
+    """A page of one side of an open window: measures of the edges that have any."""
+
+    edges: PackedArray
+    measures: PackedArray
+    histogram: PackedArray
+
+
+class _WindowHead(msgspec.Struct):
+    incomplete: list[str]
+    denied_by_source: dict[int, int]
+    new_peers: dict[int, list[int]]
+    pages: list[tuple[int, int]]
+
+
+class _EdgePage(msgspec.Struct):
+    identities: list[EdgeIdentity | None]
+    columns: dict[str, PackedArray]
+
+
+class _ServicePage(msgspec.Struct):
+    services: list[tuple[int, str]]
+    columns: dict[str, PackedArray]
+
+
+def _pack(array: npt.NDArray[Any]) -> PackedArray:
+    return array.dtype.str, list(array.shape), np.ascontiguousarray(array).tobytes()
+
+
+def _unpack(packed: PackedArray) -> npt.NDArray[Any]:
+    dtype, shape, data = packed
+    return np.frombuffer(data, dtype=np.dtype(dtype)).reshape(shape)
+
+
+def _pages(size: int) -> range:
+    return range(-(-size // PAGE_ROWS))
+
+
+def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, bytes | None]]:
+    """Yield ``(name, bytes)`` of every live chunk; ``None`` instead of bytes where it has not changed since the last take.
+
+    Call ``mark_clean`` once the chunks are stored.
+    """
+    lanes = []
+    for name in sorted(machine.lanes):
+        lane = machine.lanes[name]
+        registry = lane.registry
+        for page in _pages(len(registry)):
+            changed = everything or page in registry.edge_pages
+            yield f"{name}/edges/{page}", _edge_page(lane, page) if changed else None
+        for page in _pages(len(registry.services)):
+            changed = everything or page in registry.service_pages
+            yield f"{name}/services/{page}", _service_page(lane, page) if changed else None
+        for index in sorted(lane.windows):
+            yield from _window_chunks(name, lane.windows[index])
+        for number in sorted(lane.tenants):
+            yield f"{name}/tenant/{number}", _encoder.encode(_tenant(number, lane.tenants[number]))
+        lanes.append(_lane(lane))
+    meta = _Meta(
+        SNAPSHOT_VERSION,
+        machine.offset,
+        [(source, partition, position) for (source, partition), position in sorted(machine.applied.items())],
+        machine.settings,
+        lanes,
+    )
+    yield "meta", _encoder.encode(meta)
+
+
+def mark_clean(machine: Machine) -> None:
+    """Forget which pages changed: what ``take`` gave is stored."""
+    for lane in machine.lanes.values():
+        lane.registry.edge_pages.clear()
+        lane.registry.service_pages.clear()
+
+
+def _edge_page(lane: LaneState, page: int) -> bytes:
+    registry = lane.registry
+    rows = slice(page * PAGE_ROWS, min((page + 1) * PAGE_ROWS, len(registry)))
+    columns = {name: _pack(column[rows]) for name, column in registry.edge.array.items()}
+    return _encoder.encode(_EdgePage(registry.identities[rows], columns))
+
+
+def _service_page(lane: LaneState, page: int) -> bytes:
+    registry = lane.registry
+    rows = slice(page * PAGE_ROWS, min((page + 1) * PAGE_ROWS, len(registry.services)))
+    columns = {name: _pack(column[rows]) for name, column in registry.service.array.items()}
+    return _encoder.encode(_ServicePage(registry.services[rows], columns))
+
+
+def _window_chunks(lane: str, window: WindowTable) -> Iterator[tuple[str, bytes]]:
+    pages = []
+    for side, table in enumerate(window.measures):
+        if table is None:
+            continue
+        used = np.flatnonzero(table.any(axis=0))
+        keys, counts = window.histogram[side].items()
+        for page in range(max(1, -(-len(used) // PAGE_ROWS))):
+            edges = used[page * PAGE_ROWS : (page + 1) * PAGE_ROWS]
+            low, high = window.key_range(used, page, PAGE_ROWS)
+            inside = slice(*np.searchsorted(keys, [low, high]).tolist())
+            chunk = _Window(
+                _pack(edges), _pack(table[:, edges]), _pack(np.stack([keys[inside], counts[inside]]))
+            )
+            pages.append((side, page))
+            yield f"{lane}/window/{window.index}/{side}/{page}", _encoder.encode(chunk)
+    peers = {source: sorted(found) for source, found in window.new_peers.items()}
+    head = _WindowHead(sorted(window.incomplete), window.denied_by_source, peers, pages)
+    yield f"{lane}/window/{window.index}", _encoder.encode(head)
+
+
+def _tenant(number: int, state: TenantState) -> _Tenant:
+    book = _Book(
+        [state.book.open[key] for key in sorted(state.book.open)], list(state.book.closed.items()), state.book.incidents
+    )
+    edges = state.edges
+    return _Tenant(number, state.closed_windows, edges.count, edges.overflow, edges.quarantine, book)
+
+
+def _lane(lane: LaneState) -> _Lane:
+    clock = lane.clock
+    return _Lane(
+        config=lane.config,
+        members=[_Member(*key, clock.members[key]) for key in sorted(clock.members)],
+        as_of_ms=clock.as_of_ms,
+        watermark_ms=clock.watermark_ms,
+        paused=clock.paused,
+        closed_index=lane.closed_index,
+        judged_index=lane.judged_index,
+        quiet_floor=lane.quiet_floor,
+        lost=lane.lost,
+        tenants=lane.registry.tenants,
+        services=len(lane.registry.services),
+        edges=len(lane.registry),
+        free=lane.registry.free,
+        windows=sorted(lane.windows),
+    )
+
+
+def restore(chunks: dict[str, bytes]) -> Machine:
+    """Put a state machine together from the chunks of one checkpoint.
+
+    Raises:
+        CheckpointError: a chunk is missing or damaged, or of a version this worker cannot read.
+    """
+    try:
+        return _restore(chunks)
+    except KeyError as error:
+        raise CheckpointError(f"checkpoint lacks chunk {error}; restore an older one or start anew") from error
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise CheckpointError(f"checkpoint cannot be read: {error}") from error
+
+
+def _restore(chunks: dict[str, bytes]) -> Machine:
+    version = msgspec.msgpack.decode(chunks["meta"]).get("version")
+    if version != SNAPSHOT_VERSION:
+        raise CheckpointError(f"checkpoint is of version {version}; this worker reads version {SNAPSHOT_VERSION}")
+    meta = msgspec.msgpack.decode(chunks["meta"], type=_Meta)
+    machine = Machine()
+    machine.offset = meta.offset
+    machine.applied = {(source, partition): position for source, partition, position in meta.applied}
+    machine.settings = meta.settings
+    for saved in meta.lanes:
+        machine.lanes[saved.config.name] = _restore_lane(saved, chunks)
+        machine.take_settings(machine.lanes[saved.config.name])
+    return machine
+
+
+def _restore_lane(saved: _Lane, chunks: dict[str, bytes]) -> LaneState:
+    name = saved.config.name
+    lane = LaneState(saved.config)
+    lane.clock = LaneClock(
+        saved.config,
+        {(member.source, member.partition): member.clock for member in saved.members},
+        saved.as_of_ms,
+        saved.watermark_ms,
+        saved.paused,
+    )
+    lane.closed_index, lane.judged_index = saved.closed_index, saved.judged_index
+    lane.quiet_floor, lane.lost = saved.quiet_floor, saved.lost
+    registry = lane.registry
+    registry.tenants = saved.tenants
+    registry.tenant_number = {tenant: number for number, tenant in enumerate(saved.tenants)}
+    registry.free = saved.free
+    for page in _pages(saved.services):
+        services = msgspec.msgpack.decode(chunks[f"{name}/services/{page}"], type=_ServicePage)
+        registry.services += services.services
+        _fill(registry.service, page, services.columns)
+    registry.service_number = {service: number for number, service in enumerate(registry.services)}
+    for page in _pages(saved.edges):
+        edges = msgspec.msgpack.decode(chunks[f"{name}/edges/{page}"], type=_EdgePage)
+        registry.identities += edges.identities
+        _fill(registry.edge, page, edges.columns)
+    registry.edge_number = {identity: n for n, identity in enumerate(registry.identities) if identity is not None}
+    known = np.flatnonzero(registry.edge.array["known"][: saved.edges])
+    columns = registry.edge.array
+    registry.known_pairs = set(zip(columns["src"][known].tolist(), columns["dst"][known].tolist(), strict=True))
+    for index in saved.windows:
+        lane.windows[index] = _restore_window(name, index, registry.edge.capacity, chunks)
+    for chunk_name in [key for key in chunks if key.startswith(f"{name}/tenant/")]:
+        tenant = msgspec.msgpack.decode(chunks[chunk_name], type=_Tenant)
+        book = FindingBook(
+            {finding.fingerprint: finding for finding in tenant.book.open},
+            dict(tenant.book.closed),
+            tenant.book.incidents,
+        )
+        edges_of = TenantEdges(tenant.count, tenant.overflow, None, tenant.quarantine)
+        lane.tenants[tenant.number] = TenantState(tenant.closed_windows, edges_of, book)
+    return lane
+
+
+def _fill(columns: Columns, page: int, packed: dict[str, PackedArray]) -> None:
+    start = page * PAGE_ROWS
+    for name, array in packed.items():
+        values = _unpack(array)
+        columns.reserve(start + len(values))
+        columns.array[name][start : start + len(values)] = values
+
+
+def _restore_window(lane: str, index: int, capacity: int, chunks: dict[str, bytes]) -> WindowTable:
+    head = msgspec.msgpack.decode(chunks[f"{lane}/window/{index}"], type=_WindowHead)
+    window = WindowTable(index)
+    window.incomplete = set(head.incomplete)
+    window.denied_by_source = head.denied_by_source
+    window.new_peers = {source: set(peers) for source, peers in head.new_peers.items()}
+    for side, page in head.pages:
+        chunk = msgspec.msgpack.decode(chunks[f"{lane}/window/{index}/{side}/{page}"], type=_Window)
+        window.side(side, capacity)[:, _unpack(chunk.edges)] = _unpack(chunk.measures)
+        keys, counts = _unpack(chunk.histogram)
+        counts_of: SparseCounts = window.histogram[side]
+        counts_of.add(keys, counts)
+    return window

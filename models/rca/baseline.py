@@ -1,0 +1,215 @@
+"""What a service graph did over a range of windows, and how far that is from an earlier range. Pure, vectorised.
+
+Every level is a median over windows weighted by calls, every spread the weighted median deviation *between*
+baseline windows: the spread within a window says how unlike single calls are, not how unlike two minutes are.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.rca import ServiceWindowEdges
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+MAD_TO_SIGMA = 1.4826
+"""Spread of a normal distribution over its median absolute deviation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Services and call edges of both ranges, sorted by name.
+
+    Shapes: ``src``, ``dst``: ``(E,)`` int64, positions in ``services`` (``N`` names).
+    """
+
+    services: list[str]
+    src: Ints
+    dst: Ints
+
+    @classmethod
+    def of(cls, *ranges: ServiceWindowEdges) -> "Topology":
+        """Return the union of the ranges' edges."""
+        pairs = sorted({pair for one in ranges for pair in zip(one.src, one.dst, strict=True)})
+        services = sorted({name for pair in pairs for name in pair})
+        index = {name: i for i, name in enumerate(services)}
+        src = np.array([index[a] for a, _ in pairs], dtype=np.int64)
+        dst = np.array([index[b] for _, b in pairs], dtype=np.int64)
+        return cls(services, src, dst)
+
+    def __len__(self) -> int:
+        return len(self.src)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Level of a signal per subject: weighted median, weighted spread, calls and windows it rests on, each ``(S,)``."""
+
+    median: Floats
+    spread: Floats
+    sample: Ints
+    windows: Ints
+
+    @property
+    def known(self) -> Mask:
+        """Where there was anything to take the median of."""
+        return self.windows > 0
+
+
+@dataclass(frozen=True, slots=True)
+class RangeLevels:
+    """Signals of a range: robust levels per edge (``E``) and per service (``N``), and plain totals.
+
+    ``served_us``: a service's latency as its callers see it. ``self_us``: that less the time of its own calls per call
+    received (below zero where its calls run in parallel). Totals are summed over the range: of an edge its ``calls``,
+    ``time_us`` and ``errors``, and ``caller_calls``, the calls its caller *received*, for an entry point those it made.
+    """
+
+    windows: int
+    latency_us: Level
+    p95_us: Level
+    error_ratio: Level
+    denied_ratio: Level
+    served_us: Level
+    self_us: Level
+    calls: Floats
+    caller_calls: Floats
+    time_us: Floats
+    errors: Floats
+    denied: Floats
+    received_calls: Floats
+    received_time_us: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """Rows added up to one per edge and window. Means are NaN where unknown."""
+
+    windows: int
+    window: Ints
+    edge: Ints
+    calls: Floats
+    denied: Floats
+    error_calls: Floats
+    errors: Floats
+    latency_calls: Floats
+    latency_sum_us: Floats
+    p50_us: Floats
+    p95_us: Floats
+
+
+def _cells_of(edges: ServiceWindowEdges, topology: Topology) -> _Cells:
+    count = max(len(topology), 1)
+    starts, window = np.unique(edges.window_start_ms, return_inverse=True)
+    name = {service: i for i, service in enumerate(topology.services)}
+    code = {(int(a), int(b)): i for i, (a, b) in enumerate(zip(topology.src, topology.dst, strict=True))}
+    edge = np.array([code[name[a], name[b]] for a, b in zip(edges.src, edges.dst, strict=True)], dtype=np.int64)
+    cells, cell = np.unique(window * count + edge, return_inverse=True)
+
+    def total(values: Ints, where: Mask) -> Floats:
+        weights = np.where(where, values, 0).astype(np.float64)
+        return _add_up(cell, weights, len(cells))
+
+    everywhere = np.ones(len(edges), dtype=np.bool_)
+    knows_errors, knows_latency = edges.errors >= 0, edges.latency_calls > 0
+    knows_p50, knows_p95 = knows_latency & (edges.p50_us >= 0), knows_latency & (edges.p95_us >= 0)
+    weight = edges.latency_calls
+    return _Cells(
+        windows=len(starts),
+        window=cells // count,
+        edge=cells % count,
+        calls=total(edges.calls, everywhere),
+        denied=total(edges.denied, edges.denied > 0),
+        error_calls=total(edges.calls, knows_errors),
+        errors=total(edges.errors, knows_errors),
+        latency_calls=total(weight, knows_latency),
+        latency_sum_us=total(edges.latency_sum_us, knows_latency),
+        # Percentiles of several ports cannot be added: their mean, weighted by calls, stands in.
+        p50_us=_ratio(total(edges.p50_us * weight, knows_p50), total(weight, knows_p50)),
+        p95_us=_ratio(total(edges.p95_us * weight, knows_p95), total(weight, knows_p95)),
+    )
+
+
+def levels_of(edges: ServiceWindowEdges, topology: Topology) -> RangeLevels:
+    """Fold a range into levels and totals. ``topology`` must hold all its edges."""
+    cells = _cells_of(edges, topology)
+    count, nodes = len(topology), len(topology.services)
+    mean_us = _ratio(cells.latency_sum_us, cells.latency_calls)
+    time_us = np.nan_to_num(mean_us) * cells.calls
+    received = cells.window * nodes + topology.dst[cells.edge]
+    sent = cells.window * nodes + topology.src[cells.edge]
+    grid = cells.windows * nodes
+    in_calls, out_calls = _add_up(received, cells.calls, grid), _add_up(sent, cells.calls, grid)
+    in_latency_calls = _add_up(received, cells.latency_calls, grid)
+    served = _ratio(_add_up(received, cells.latency_sum_us, grid), in_latency_calls)
+    spent = np.nan_to_num(_ratio(_add_up(sent, time_us, grid), in_calls))
+    node = np.tile(np.arange(nodes, dtype=np.int64), cells.windows)
+    per_node_in, per_node_out = _add_up(node, in_calls, nodes), _add_up(node, out_calls, nodes)
+    is_entry = np.bincount(topology.dst, minlength=nodes) == 0
+    base_calls = np.where(is_entry, per_node_out, per_node_in)
+    return RangeLevels(
+        windows=cells.windows,
+        latency_us=_level(
+            np.where(np.isnan(cells.p50_us), mean_us, cells.p50_us), cells.latency_calls, cells.edge, count
+        ),
+        p95_us=_level(cells.p95_us, cells.latency_calls, cells.edge, count),
+        error_ratio=_level(_ratio(cells.errors, cells.error_calls), cells.error_calls, cells.edge, count),
+        denied_ratio=_level(_ratio(cells.denied, cells.calls), cells.calls, cells.edge, count),
+        served_us=_level(served, in_latency_calls, node, nodes),
+        self_us=_level(served - spent, in_latency_calls, node, nodes),
+        calls=_add_up(cells.edge, cells.calls, count),
+        caller_calls=base_calls[topology.src],
+        time_us=_add_up(cells.edge, time_us, count),
+        errors=_add_up(cells.edge, cells.errors, count),
+        denied=_add_up(cells.edge, cells.denied, count),
+        received_calls=per_node_in,
+        received_time_us=_add_up(topology.dst, _add_up(cells.edge, time_us, count), nodes),
+    )
+
+
+def _add_up(group: Ints, values: Floats, groups: int) -> Floats:
+    summed: Floats = np.bincount(group, weights=values, minlength=groups).astype(np.float64)
+    return summed
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    """Divide; NaN where there is nothing to divide by."""
+    quotient: Floats = np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
+    return quotient
+
+
+def _level(values: Floats, weights: Floats, subject: Ints, subjects: int) -> Level:
+    use = ~np.isnan(values) & (weights > 0)
+    values, weights, subject = values[use], weights[use], subject[use]
+    median = weighted_median(values, weights, subject, subjects)
+    deviation = np.abs(values - median[subject])
+    return Level(
+        median=median,
+        spread=MAD_TO_SIGMA * weighted_median(deviation, weights, subject, subjects),
+        sample=np.bincount(subject, weights=weights, minlength=subjects).astype(np.int64),
+        windows=np.bincount(subject, minlength=subjects).astype(np.int64),
+    )
+
+
+def weighted_median(values: Floats, weights: Floats, group: Ints, groups: int) -> Floats:
+    """Return, per group, the least value at or below which half of the group's weight lies; NaN for empty groups.
+
+    Shapes: values, weights, group: ``(R,)``; returns ``(groups,)``.
+    """
+    result = np.full(groups, np.nan)
+    if len(values) == 0:
+        return result
+    order = np.lexsort((values, group))
+    values, weights, group = values[order], weights[order], group[order]
+    running = np.cumsum(weights)
+    first = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
+    ends = np.r_[first[1:], len(group)] - 1
+    before = np.r_[0.0, running[ends[:-1]]]
+    half = before + (running[ends] - before) / 2
+    # Rounding of long sums must not push the answer into the next group.
+    at = np.minimum(np.searchsorted(running, half, side="left"), ends)
+    result[group[first]] = values[np.maximum(at, first)]
+    return result

@@ -1,0 +1,98 @@
+"""Builders for tests: flows and `tenant-log` records written the short way."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from schemas.detection import DetectionConfig
+from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN, Flow
+from schemas.ids import end_position, position_of
+from schemas.tenant_log import ACTIVE, ENDED, LaneConfig, LogRecord, Member, Progress, Rows, pack_rows
+
+SOURCE = "flows#1"
+
+
+def make_flow(time_ms: int = 0, src: str = "shop/web", dst: str = "shop/cart", **changes: object) -> Flow:
+    """Return a flow with sensible defaults."""
+    values: dict[str, object] = {"port": 8080, "protocol": "tcp", "tenant": "acme", **changes}
+    return Flow(time_ms=time_ms, src=src, dst=dst, **values)  # type: ignore[arg-type]
+
+
+def make_lane(partitions: int = 1, **changes: object) -> LaneConfig:
+    """Return a replay lane of 10 s windows over ``partitions`` source partitions; learns for 3 windows."""
+    values: dict[str, object] = {
+        "name": "test",
+        "mode": "replay",
+        "window_ms": 10_000,
+        "lateness_ms": 5_000,
+        "members": (Member(SOURCE, partitions),),
+        "detection": DetectionConfig(learning_windows=3),
+        **changes,
+    }
+    return LaneConfig(**values)  # type: ignore[arg-type]
+
+
+def rows_of(flows: Sequence[Flow], positions: Sequence[int]) -> Rows:
+    """Pack flows as rows at the given positions."""
+    codes: dict[tuple[str, str, str, int, int], int] = {}
+    edge = []
+    for flow in flows:
+        identity = (
+            flow.tenant or "",
+            flow.src,
+            flow.dst,
+            UNKNOWN if flow.port is None else flow.port,
+            UNKNOWN if flow.protocol is None else PROTOCOL_NUMBERS[flow.protocol],
+        )
+        edge.append(codes.setdefault(identity, len(codes)))
+
+    def column(values: Iterable[int | None]) -> np.ndarray:
+        return np.array([UNKNOWN if value is None else value for value in values], dtype=np.int64)
+
+    columns = {
+        "position": column(positions),
+        "time_ms": column(flow.time_ms for flow in flows),
+        "edge": column(edge),
+        "side": column(SIDE_SERVER if flow.reporter == "server" else SIDE_CLIENT for flow in flows),
+        "skewed": column(0 for _ in flows),
+    }
+    for name in (
+        "calls",
+        "errors",
+        "denied",
+        "bytes_out",
+        "bytes_in",
+        "packets_out",
+        "packets_in",
+        "latency_us",
+    ):
+        columns[name] = column(getattr(flow, name) for flow in flows)
+    return pack_rows(list(codes), columns)
+
+
+def record_of(
+    lane: LaneConfig,
+    partition: int,
+    first_offset: int,
+    flows: Sequence[Flow],
+    after: int | None = None,
+    as_of_ms: int = 1 << 42,
+) -> LogRecord:
+    """Return one record: each flow is its own message, offsets from ``first_offset`` on."""
+    positions = [position_of(first_offset + number, 0) for number in range(len(flows))]
+    upto = end_position(first_offset + len(flows) - 1)
+    before = end_position(first_offset - 1) if after is None else after
+    clocks = (("host", max(flow.time_ms for flow in flows)),) if flows else ()
+    return LogRecord(
+        worker="test",
+        as_of_ms=as_of_ms,
+        progress=(Progress(SOURCE, partition, before, upto, clocks, ACTIVE),),
+        lane=lane,
+        rows=rows_of(flows, positions) if flows else None,
+    )
+
+
+def end_of(lane: LaneConfig, partition: int, next_offset: int, as_of_ms: int = 1 << 42) -> LogRecord:
+    """Return the statement that ends a source partition's input."""
+    progress = Progress(SOURCE, partition, end_position(next_offset - 1), end_position(next_offset), (), ENDED)
+    return LogRecord(worker="test", as_of_ms=as_of_ms, progress=(progress,), lane=lane)
