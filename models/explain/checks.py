@@ -1,0 +1,67 @@
+"""What to look at next, by kind of drift. Pure."""
+
+from schemas.drift import DriftKind
+
+_CHECKS: dict[DriftKind, tuple[str, ...]] = {
+    DriftKind.NEW_SERVICE: (
+        "Is {src} part of a deployment that was planned for this time, and who owns it?",
+        "Does it run an image and a service account that you know?",
+        "Look at the edges listed: does it call data stores or leave the estate?",
+    ),
+    DriftKind.NEW_EDGE: (
+        "Did {src} or {dst} get a new release or configuration just before?",
+        "Is {src} meant to call {dst}? If so, is a network policy for it in place?",
+        "If nobody expected it, look at what else {src} newly calls.",
+    ),
+    DriftKind.NEW_PORT: (
+        "Does {dst} serve this port on purpose, and is it an administration or debugging port?",
+        "Did {src} or {dst} get a new release or configuration just before?",
+    ),
+    DriftKind.NEW_EXTERNAL_EGRESS: (
+        "Who owns the destination {dst}, and is it a supplier you know?",
+        "Did {src} get a new release or dependency just before?",
+        "How many bytes left towards it, and does it go on at regular intervals?",
+    ),
+    DriftKind.REMOVED_EDGE: (
+        "Was {src} or {dst} taken down, renamed or rerouted on purpose?",
+        "Does {dst} answer others, and does {src} still run?",
+        "Is a monitor, backup or audit trail behind this edge, whose silence would suit an intruder?",
+    ),
+    DriftKind.FAN_OUT_BURST: (
+        "Is {src} a scanner, monitor or crawler that was started on purpose?",
+        "Are the peers neighbours by address or port, and do most refuse? Then treat it as a scan.",
+        "Look at what {src} received just before the burst.",
+    ),
+    DriftKind.DENIED_BURST: (
+        "Did a network policy change just before, so that calls in use are now refused?",
+        "If not, what tries to reach these services from {src}?",
+    ),
+    DriftKind.RATE_SURGE: (
+        "Does {src} retry after errors or time-outs of {dst}?",
+        "Did load on the callers of {src} grow alike, or only here?",
+    ),
+    DriftKind.RATE_DROP: (
+        "Does {src} still run and get calls itself?",
+        "Was traffic moved to another service or another instance of {dst}?",
+    ),
+    DriftKind.BYTES_SURGE: (
+        "Is it a backup, export or migration that was planned?",
+        "Did the calls grow alike, or did each call carry more?",
+        "Is {dst} a place where data may go?",
+    ),
+    DriftKind.ERROR_INCREASE: (
+        "Did {dst} get a new release or configuration just before?",
+        "Do other callers of {dst} see errors too? If not, look at {src}.",
+        "Ask for the root causes of the incident: an error deeper in the call graph comes up here.",
+    ),
+    DriftKind.LATENCY_INCREASE: (
+        "Do other callers of {dst} see it too? If not, look at {src} and at the network between them.",
+        "Look at CPU, restarts and releases of {dst} since then.",
+        "Ask for the root causes of the incident: a slow service slows all that wait for it.",
+    ),
+}
+
+
+def checks_for(kind: DriftKind, src: str, dst: str) -> tuple[str, ...]:
+    """Return what to check for a kind; ``src`` and ``dst`` as they are to be shown, either may be empty."""
+    return tuple(check.format(src=src or dst, dst=dst or src) for check in _CHECKS[kind])

@@ -1,0 +1,156 @@
+"""Explains a finding in plain sentences: observed against expected, how rare, who says so, what to check. Pure.
+
+Every number comes from the evidence. The text depends on the arguments alone, so a replay writes the same bytes.
+"""
+
+from dataclasses import dataclass
+
+from models.explain.checks import checks_for
+from models.explain.wording import duration, edge_of, instant, name_of, number, quantity
+from schemas.drift import Activity, DriftKind, EdgeRef, Evidence
+
+MAX_EDGES_NAMED = 5
+MAX_EVIDENCE_TOLD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What people read of a finding: one line, a short paragraph, and what to look at next."""
+
+    title: str
+    message: str
+    checks: tuple[str, ...]
+
+
+_TITLES = {
+    DriftKind.NEW_SERVICE: "New service {subject}",
+    DriftKind.NEW_EDGE: "New edge {subject}",
+    DriftKind.NEW_PORT: "New port on {subject}",
+    DriftKind.NEW_EXTERNAL_EGRESS: "New external egress {subject}",
+    DriftKind.REMOVED_EDGE: "Edge {subject} fell silent",
+    DriftKind.FAN_OUT_BURST: "Fan-out burst from {subject}",
+    DriftKind.DENIED_BURST: "Burst of denied calls from {subject}",
+    DriftKind.RATE_SURGE: "Call rate of {subject} surged",
+    DriftKind.RATE_DROP: "Call rate of {subject} dropped",
+    DriftKind.BYTES_SURGE: "Data volume of {subject} surged",
+    DriftKind.ERROR_INCREASE: "Error ratio of {subject} rose",
+    DriftKind.LATENCY_INCREASE: "Latency of {subject} rose",
+}
+_FIRST_TIMES = {
+    "service_presence": "{subject} took part in calls for the first time",
+    "edge_presence": "{subject}: this caller called this service for the first time",
+    "port_presence": "{subject}: this port was used for the first time",
+    "egress_presence": "{subject}: this destination outside the estate was called for the first time",
+}
+_SIGNALS = {
+    "calls_per_window": "calls in a window",
+    "bytes_per_window": "bytes in a window",
+    "error_ratio": "share of failed calls",
+    "latency_p50_us": "median latency",
+    "latency_p95_us": "p95 latency",
+    "latency_p99_us": "p99 latency",
+    "fan_out": "distinct peers in a window",
+    "denied_per_window": "denied calls in a window",
+    "silent_windows": "silence in a row",
+}
+_SAMPLE_UNITS = {"silent_windows": "windows", "fan_out": "peers"}
+"""What a sample counts, where it is not calls."""
+_CLOSE_REASONS = {
+    "recovered": "Recovered: nothing unusual was seen for long enough. Last evidence:",
+    "accepted": "Accepted: it is no longer news and now belongs to what is known. Last evidence:",
+    "returned": "Returned: the edge carries calls again. Last evidence:",
+    "unconfirmed": "Not confirmed: the closed windows do not show it. Last evidence:",
+}
+
+
+def describe(
+    *,
+    kind: DriftKind,
+    src: str,
+    dst: str,
+    port: int,
+    protocol: int,
+    evidence: tuple[Evidence, ...],
+    edges: tuple[EdgeRef, ...],
+    edges_total: int,
+    activity: Activity,
+    close_reason: str = "",
+    window_ms: int,
+    first_seen_ms: int = -1,
+) -> Explanation:
+    """Explain one event of a finding.
+
+    Attributes:
+        port, protocol: -1 if unknown. edges: those listed, of ``edges_total``.
+        close_reason: why it ended, on Close alone. window_ms: length of the lane's windows.
+        first_seen_ms: event time of the first sign, Unix epoch ms; -1 leaves it out.
+    """
+    subject = _subject(src, dst, port, protocol)
+    sentences = [_opening(activity, close_reason)] if activity is not Activity.CREATE else []
+    if not evidence:
+        sentences.append(f"{subject}: no evidence is attached.")
+    sentences += [_evidence_sentence(subject, item, window_ms) for item in evidence[:MAX_EVIDENCE_TOLD]]
+    if len(evidence) > MAX_EVIDENCE_TOLD:
+        sentences.append(f"{_more(len(evidence) - MAX_EVIDENCE_TOLD, 'signal')} in the evidence.")
+    listing = _edges_sentence(edges, edges_total, EdgeRef(src, dst, port, protocol))
+    if listing:
+        sentences.append(listing)
+    if first_seen_ms >= 0:
+        sentences.append(f"First sign at {instant(first_seen_ms)}.")
+    title = _TITLES[kind].format(subject=subject)
+    return Explanation(
+        title=f"Closed: {title}" if activity is Activity.CLOSE else title,
+        message=" ".join(sentences),
+        checks=() if activity is Activity.CLOSE else checks_for(kind, name_of(src), name_of(dst) if dst else ""),
+    )
+
+
+def _subject(src: str, dst: str, port: int, protocol: int) -> str:
+    if not dst or not src:
+        return name_of(src or dst)
+    return edge_of(EdgeRef(src, dst, port, protocol))
+
+
+def _opening(activity: Activity, close_reason: str) -> str:
+    if activity is Activity.UPDATE:
+        return "Update of an open finding."
+    return _CLOSE_REASONS.get(
+        close_reason, f"Closed: {name_of(close_reason)}. Last evidence:" if close_reason else "Closed. Last evidence:"
+    )
+
+
+def _more(count: int, noun: str) -> str:
+    return f"{number(count)} more {noun}{'' if count == 1 else 's'}"
+
+
+def _evidence_sentence(subject: str, item: Evidence, window_ms: int) -> str:
+    observed, expected = quantity(item.observed, item.unit), quantity(item.expected, item.unit)
+    history = f"{quantity(item.history, 'windows')} of history"
+    if item.signal in _FIRST_TIMES:
+        span = duration(item.history * window_ms)
+        facts = f"{observed} seen, expected {expected}, none in {history} ({span})"
+        what = _FIRST_TIMES[item.signal].format(subject=subject)
+    else:
+        sample = quantity(item.sample, _SAMPLE_UNITS.get(item.signal, "calls"))
+        score = "robust z-score" if item.detector == "robust-z" else "score"
+        rarity = f"{score} {number(item.score)} " if item.score else ""
+        signal = _SIGNALS.get(item.signal) or name_of(item.signal)
+        facts = f"{signal} was {observed}, expected {expected}{_times(item)}"
+        facts += f" (window {duration(window_ms)}; {rarity}from {sample} against {history})"
+        what = subject
+    return f"{what}: {facts}. Detector: {name_of(item.detector)}."
+
+
+def _times(item: Evidence) -> str:
+    """Say how many times the expectation, where that means something."""
+    if item.observed > item.expected > 0:
+        return f", {number(float(f'{item.observed / item.expected:.3g}'))} times as much"
+    return ""
+
+
+def _edges_sentence(edges: tuple[EdgeRef, ...], edges_total: int, subject: EdgeRef) -> str:
+    if not edges or (edges_total <= 1 and edges[0] == subject):
+        return ""
+    named = ", ".join(edge_of(ref) for ref in edges[:MAX_EDGES_NAMED])
+    rest = edges_total - min(len(edges), MAX_EDGES_NAMED)
+    return f"Edges concerned: {named}" + (f" and {_more(rest, 'edge')}." if rest > 0 else ".")
