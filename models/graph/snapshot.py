@@ -87,8 +87,8 @@ class _Window(msgspec.Struct):
 
 class _WindowHead(msgspec.Struct):
     incomplete: list[str]
-    denied_by_source: dict[int, int]
-    new_peers: dict[int, list[int]]
+    denied_by_source: list[tuple[int, int]]
+    new_peers: list[tuple[int, list[int]]]
     pages: list[tuple[int, int]]
 
 
@@ -182,8 +182,8 @@ def _window_chunks(lane: str, window: WindowTable) -> Iterator[tuple[str, bytes]
             )
             pages.append((side, page))
             yield f"{lane}/window/{window.index}/{side}/{page}", _encoder.encode(chunk)
-    peers = {source: sorted(found) for source, found in window.new_peers.items()}
-    head = _WindowHead(sorted(window.incomplete), window.denied_by_source, peers, pages)
+    peers = [(source, sorted(window.new_peers[source])) for source in sorted(window.new_peers)]
+    head = _WindowHead(sorted(window.incomplete), sorted(window.denied_by_source.items()), peers, pages)
     yield f"{lane}/window/{window.index}", _encoder.encode(head)
 
 
@@ -299,8 +299,8 @@ def _restore_window(lane: str, index: int, capacity: int, chunks: dict[str, byte
     head = msgspec.msgpack.decode(chunks[f"{lane}/window/{index}"], type=_WindowHead)
     window = WindowTable(index)
     window.incomplete = set(head.incomplete)
-    window.denied_by_source = head.denied_by_source
-    window.new_peers = {source: set(peers) for source, peers in head.new_peers.items()}
+    window.denied_by_source = dict(head.denied_by_source)
+    window.new_peers = {source: set(peers) for source, peers in head.new_peers}
     for side, page in head.pages:
         chunk = msgspec.msgpack.decode(chunks[f"{lane}/window/{index}/{side}/{page}"], type=_Window)
         window.side(side, capacity)[:, _unpack(chunk.edges)] = _unpack(chunk.measures)

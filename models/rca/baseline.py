@@ -111,7 +111,7 @@ def _cells_of(edges: ServiceWindowEdges, topology: Topology) -> _Cells:
 
     def total(values: Ints, where: Mask) -> Floats:
         weights = np.where(where, values, 0).astype(np.float64)
-        return _add_up(cell, weights, len(cells))
+        return add_up(cell, weights, len(cells))
 
     everywhere = np.ones(len(edges), dtype=np.bool_)
     knows_errors, knows_latency = edges.errors >= 0, edges.latency_calls > 0
@@ -142,12 +142,12 @@ def levels_of(edges: ServiceWindowEdges, topology: Topology) -> RangeLevels:
     received = cells.window * nodes + topology.dst[cells.edge]
     sent = cells.window * nodes + topology.src[cells.edge]
     grid = cells.windows * nodes
-    in_calls, out_calls = _add_up(received, cells.calls, grid), _add_up(sent, cells.calls, grid)
-    in_latency_calls = _add_up(received, cells.latency_calls, grid)
-    served = _ratio(_add_up(received, cells.latency_sum_us, grid), in_latency_calls)
-    spent = np.nan_to_num(_ratio(_add_up(sent, time_us, grid), in_calls))
+    in_calls, out_calls = add_up(received, cells.calls, grid), add_up(sent, cells.calls, grid)
+    in_latency_calls = add_up(received, cells.latency_calls, grid)
+    served = _ratio(add_up(received, cells.latency_sum_us, grid), in_latency_calls)
+    spent = np.nan_to_num(_ratio(add_up(sent, time_us, grid), in_calls))
     node = np.tile(np.arange(nodes, dtype=np.int64), cells.windows)
-    per_node_in, per_node_out = _add_up(node, in_calls, nodes), _add_up(node, out_calls, nodes)
+    per_node_in, per_node_out = add_up(node, in_calls, nodes), add_up(node, out_calls, nodes)
     is_entry = np.bincount(topology.dst, minlength=nodes) == 0
     base_calls = np.where(is_entry, per_node_out, per_node_in)
     return RangeLevels(
@@ -160,17 +160,18 @@ def levels_of(edges: ServiceWindowEdges, topology: Topology) -> RangeLevels:
         denied_ratio=_level(_ratio(cells.denied, cells.calls), cells.calls, cells.edge, count),
         served_us=_level(served, in_latency_calls, node, nodes),
         self_us=_level(served - spent, in_latency_calls, node, nodes),
-        calls=_add_up(cells.edge, cells.calls, count),
+        calls=add_up(cells.edge, cells.calls, count),
         caller_calls=base_calls[topology.src],
-        time_us=_add_up(cells.edge, time_us, count),
-        errors=_add_up(cells.edge, cells.errors, count),
-        denied=_add_up(cells.edge, cells.denied, count),
+        time_us=add_up(cells.edge, time_us, count),
+        errors=add_up(cells.edge, cells.errors, count),
+        denied=add_up(cells.edge, cells.denied, count),
         received_calls=per_node_in,
-        received_time_us=_add_up(topology.dst, _add_up(cells.edge, time_us, count), nodes),
+        received_time_us=add_up(topology.dst, add_up(cells.edge, time_us, count), nodes),
     )
 
 
-def _add_up(group: Ints, values: Floats, groups: int) -> Floats:
+def add_up(group: Ints, values: Floats, groups: int) -> Floats:
+    """Return the sum of ``values`` per group, ``(groups,)``."""
     summed: Floats = np.bincount(group, weights=values, minlength=groups).astype(np.float64)
     return summed
 
