@@ -1,0 +1,102 @@
+"""Edges and services of a drift event in OCSF's words: endpoints, connections, resources, observables. Pure."""
+
+import ipaddress
+import re
+
+from schemas.drift import STRUCTURAL_KINDS, DriftEvent, EdgeRef
+from schemas.flow import PROTOCOL_NAMES, UNKNOWN
+from schemas.ids import EXTERNAL_PREFIX, is_external
+from schemas.ocsf_types import ConnectionInfo, Endpoint, EvidenceArtifact, Observable, Resource
+
+_ACTOR, _TARGET, _AFFECTED = (2, "Actor"), (1, "Target"), (3, "Affected")
+_IP_ADDRESS, _PORT, _RESOURCE_NAME = (2, "IP Address"), (11, "Port"), (38, "Resource Name")
+_DOMAIN = re.compile(r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]", re.I)
+
+
+def _endpoint(service: str, port: int = UNKNOWN) -> Endpoint:
+    shown_port = None if port == UNKNOWN else port
+    if not is_external(service):
+        return Endpoint(name=service, svc_name=service.rpartition("/")[2] or service, port=shown_port)
+    outside = service.removeprefix(EXTERNAL_PREFIX)
+    domain = outside if _DOMAIN.fullmatch(outside) else None
+    return Endpoint(name=service, ip=_ip(outside), domain=domain, port=shown_port)
+
+
+def _ip(text: str) -> str | None:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
+
+
+def artifact_of(edge: EdgeRef) -> EvidenceArtifact:
+    """Show one edge as an evidence artifact."""
+    direction = (3, "Lateral")
+    if is_external(edge.dst):
+        direction = (2, "Outbound")
+    elif is_external(edge.src):
+        direction = (1, "Inbound")
+    boundary = (2, "Internal") if direction[0] == 3 else (3, "External")
+    return EvidenceArtifact(
+        src_endpoint=_endpoint(edge.src),
+        dst_endpoint=_endpoint(edge.dst, edge.port),
+        connection_info=ConnectionInfo(
+            direction_id=direction[0],
+            direction=direction[1],
+            boundary_id=boundary[0],
+            boundary=boundary[1],
+            protocol_num=None if edge.protocol == UNKNOWN else edge.protocol,
+            protocol_name=PROTOCOL_NAMES.get(edge.protocol),
+        ),
+    )
+
+
+def edge_of(artifact: EvidenceArtifact) -> EdgeRef:
+    """Read back what ``artifact_of`` showed."""
+    port, protocol = artifact.dst_endpoint.port, artifact.connection_info.protocol_num
+    return EdgeRef(
+        src=artifact.src_endpoint.name,
+        dst=artifact.dst_endpoint.name,
+        port=UNKNOWN if port is None else port,
+        protocol=UNKNOWN if protocol is None else protocol,
+    )
+
+
+def resources_of(event: DriftEvent) -> tuple[Resource, ...]:
+    """Return the services of the estate that the finding is about; what lies outside is an endpoint, no resource."""
+    src_role = _ACTOR if event.kind in STRUCTURAL_KINDS or not event.dst else _AFFECTED
+    ends = ((event.src, src_role), (event.dst, _TARGET))
+    return tuple(
+        Resource(
+            uid=service,
+            name=service.rpartition("/")[2] or service,
+            namespace=service.rpartition("/")[0] or None,
+            type="Service",
+            role_id=role_id,
+            role=role,
+        )
+        for service, (role_id, role) in ends
+        if service and not is_external(service)
+    )
+
+
+def observables_of(event: DriftEvent) -> tuple[Observable, ...]:
+    """Return what to search by: services, outside addresses and ports, each value once."""
+    found: dict[tuple[str, str], Observable] = {}
+
+    def add(path: str, kind: tuple[int, str], value: str) -> None:
+        found.setdefault((kind[1], value), Observable(name=path, type_id=kind[0], type=kind[1], value=value))
+
+    for resource in resources_of(event):
+        add("resources[].uid", _RESOURCE_NAME, resource.uid)
+    for edge in event.edges:
+        for path, service in (("evidences[].src_endpoint", edge.src), ("evidences[].dst_endpoint", edge.dst)):
+            if is_external(service):
+                address = _ip(service.removeprefix(EXTERNAL_PREFIX))
+                if address is not None:
+                    add(f"{path}.ip", _IP_ADDRESS, address)
+            else:
+                add(f"{path}.name", _RESOURCE_NAME, service)
+        if edge.port != UNKNOWN:
+            add("evidences[].dst_endpoint.port", _PORT, str(edge.port))
+    return tuple(found.values())
