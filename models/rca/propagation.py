@@ -23,6 +23,8 @@ MAX_STEPS = 200
 TOLERANCE = 1e-9
 UNSEEN_BY_OTHERS = 0.3
 """Agreement assumed where there is no other edge to ask: weaker than a witness, stronger than a denial."""
+CLEAR_SHIFT = 0.5
+"""Agreement of a caller that sees the callee shifted too, however little."""
 LEAST_BLAME = 0.1
 """Keeps a share with the callee: its edge is the one that was seen to shift."""
 
@@ -31,12 +33,13 @@ def callee_blame(shift: EdgeShift, topology: Topology) -> Floats:
     """Return for each edge the share of its shift, 0..1, that is the callee's rather than the caller's, ``(E,)``.
 
     Agreement of another edge is how much of this edge's shift it shows too, in the signal's own unit: what slows a
-    service down adds about the same time to all it does.
+    caller down adds about the same time to all it does. A slow callee may slow some operations more than others, so
+    another caller that sees a clear shift of any size agrees by ``CLEAR_SHIFT`` at least.
     """
     blame = np.ones(len(topology))
     outgoing, incoming = _edges_by(topology.src), _edges_by(topology.dst)
     for e in np.flatnonzero(shift.score > 0):
-        callers = _agreement(shift, incoming[int(topology.dst[e])], int(e))
+        callers = _agreement(shift, incoming[int(topology.dst[e])], int(e), CLEAR_SHIFT)
         siblings = _agreement(shift, outgoing[int(topology.src[e])], int(e))
         callee_side = float(np.median(callers)) if len(callers) else UNSEEN_BY_OTHERS
         if len(siblings):
@@ -56,9 +59,10 @@ def _edges_by(end: Ints) -> dict[int, Ints]:
     return {int(name): part for name, part in zip(names, parts, strict=True)}
 
 
-def _agreement(shift: EdgeShift, edges: Ints, edge: int) -> Floats:
+def _agreement(shift: EdgeShift, edges: Ints, edge: int, clear: float = 0.0) -> Floats:
     others = edges[(edges != edge) & shift.known[edges]]
     agreement: Floats = np.clip(shift.delta[others] / shift.delta[edge], 0.0, 1.0)
+    agreement = np.maximum(agreement, np.where(shift.score[others] > 0, clear, 0.0))
     return agreement
 
 

@@ -1,0 +1,122 @@
+"""Root-cause analysis: the stored edges it reads and the report it returns."""
+
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+IntColumn = npt.NDArray[np.int64]
+
+_COLUMNS = (
+    "window_start_ms",
+    "calls",
+    "errors",
+    "denied",
+    "latency_calls",
+    "latency_sum_us",
+    "p50_us",
+    "p95_us",
+    "bytes",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceWindowEdges:
+    """Edges of one tenant and lane over some windows, in any order; one row an edge (or port of it) and window.
+
+    Shapes:
+        src, dst: ``R`` strings. All other columns ``(R,)`` int64.
+        errors, p50_us, p95_us, bytes: -1 where unknown. denied: refused calls, 0 where unknown.
+        latency_calls: calls whose latency is known; latency_sum_us: their sum, as the caller saw it where it reported.
+
+    Raises:
+        ValueError: the columns differ in length.
+    """
+
+    window_start_ms: IntColumn
+    src: list[str]
+    dst: list[str]
+    calls: IntColumn
+    errors: IntColumn
+    denied: IntColumn
+    latency_calls: IntColumn
+    latency_sum_us: IntColumn
+    p50_us: IntColumn
+    p95_us: IntColumn
+    bytes: IntColumn
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.src), len(self.dst), *(len(getattr(self, name)) for name in _COLUMNS)}
+        if len(lengths) != 1:
+            raise ValueError(f"columns of unlike lengths {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(self.src)
+
+    @classmethod
+    def empty(cls) -> "ServiceWindowEdges":
+        """Return a range without any edge."""
+        columns = {name: np.empty(0, dtype=np.int64) for name in _COLUMNS}
+        return cls(src=[], dst=[], **columns)
+
+
+class CauseEvidence(msgspec.Struct, frozen=True):
+    """One thing that was not as before, and speaks for a service being the cause.
+
+    Attributes:
+        signal: ``latency``, ``self_time``, ``error_ratio``, ``denied_ratio``, ``missing_calls`` or ``drift_event``.
+        src, dst: the edge; ``src`` is empty where the evidence is the service's own (self time).
+        observed, expected: in ``unit``, 6 significant digits; the sentence repeats the same numbers.
+        score: strength in spreads of the baseline (robust z), 2 decimals; of a drift event, its weight alike.
+        sample: calls the observation rests on. history: windows the expectation rests on.
+        event_id: the drift event it is taken from, or empty.
+    """
+
+    signal: str
+    src: str
+    dst: str
+    observed: float
+    expected: float
+    unit: str
+    score: float
+    sample: int
+    history: int
+    sentence: str
+    event_id: str = ""
+
+
+class RootCause(msgspec.Struct, frozen=True):
+    """A service that may be the cause.
+
+    Attributes:
+        score: share of all evidence that ended at this service, 0..1; the scores of all services sum to 1.
+        seed_score: its share before anything was propagated.
+        confidence: 0..1, heuristic: strength of the evidence, amount of history and distance to the runner-up.
+        path: services from the cause to the symptom, each called by the next.
+        evidence: strongest first.
+    """
+
+    rank: int
+    service: str
+    score: float
+    seed_score: float
+    confidence: float
+    path: tuple[str, ...]
+    evidence: tuple[CauseEvidence, ...]
+
+
+class RcaReport(msgspec.Struct, frozen=True):
+    """Ranked root causes of a range against its baseline; empty ``causes`` means nothing was out of the ordinary.
+
+    Attributes:
+        current_windows, baseline_windows: windows that held at least one edge.
+        notes: what limits the answer, in sentences.
+    """
+
+    causes: tuple[RootCause, ...]
+    services: int
+    edges: int
+    current_windows: int
+    baseline_windows: int
+    notes: tuple[str, ...] = ()
