@@ -209,6 +209,7 @@ def _event(
         activity=activity,
         close_reason=close_reason,
         window_ms=scope.window_ms,
+        first_seen_ms=detection.first_seen_ms,
     )
     return DriftEvent(
         event_id=event_id_of(finding.finding_id, activity, start_ms),

@@ -61,6 +61,21 @@ def advance(lane: LaneState) -> Output:
     return output
 
 
+def close_all(lane: LaneState, reason: str) -> Output:
+    """Close every open window as incomplete and forget the clocks of the sources: their log is gone."""
+    output = Output()
+    for window in lane.windows.values():
+        window.incomplete.add(reason)
+    if lane.windows:
+        lane.closed_index = max(lane.windows) + 1
+        lane.quiet_floor = max(lane.quiet_floor, lane.closed_index - 1)
+    for index in sorted(lane.windows):
+        _judge_index(lane, index, output)
+    lane.clock.members = {}
+    lane.clock.declare(lane.config)
+    return output
+
+
 def _deadlines(lane: LaneState) -> tuple[IntColumn, IntColumn]:
     """Return per edge the index at whose end its sudden silence and its removal are reported."""
     registry = lane.registry

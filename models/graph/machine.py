@@ -2,7 +2,7 @@
 
 import msgspec
 
-from models.graph.closing import advance
+from models.graph.closing import advance, close_all
 from models.graph.lane import LaneState
 from models.graph.output import Output
 from schemas.detection import DetectionConfig
@@ -51,6 +51,15 @@ class Machine:
             key = (progress.source, progress.partition)
             self.applied[key] = max(self.applied.get(key, progress.upto), progress.upto)
         self.offset = offset
+        return output
+
+    def begin_incarnation(self) -> Output:
+        """Keep what was learned, drop what belonged to a log that is gone; open windows close as incomplete."""
+        output = Output()
+        self.offset = -1
+        self.applied = {}
+        for name in sorted(self.lanes):
+            output.extend(close_all(self.lanes[name], "incarnation"))
         return output
 
     def _check_chain(self, progress: Progress, record: LogRecord) -> None:

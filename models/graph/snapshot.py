@@ -177,9 +177,7 @@ def _window_chunks(lane: str, window: WindowTable) -> Iterator[tuple[str, bytes]
             edges = used[page * PAGE_ROWS : (page + 1) * PAGE_ROWS]
             low, high = window.key_range(used, page, PAGE_ROWS)
             inside = slice(*np.searchsorted(keys, [low, high]).tolist())
-            chunk = _Window(
-                _pack(edges), _pack(table[:, edges]), _pack(np.stack([keys[inside], counts[inside]]))
-            )
+            chunk = _Window(_pack(edges), _pack(table[:, edges]), _pack(np.stack([keys[inside], counts[inside]])))
             pages.append((side, page))
             yield f"{lane}/window/{window.index}/{side}/{page}", _encoder.encode(chunk)
     peers = [(source, sorted(window.new_peers[source])) for source in sorted(window.new_peers)]

@@ -1,0 +1,88 @@
+"""The sink agents on Faust: `drift-events` and `graph-windows` into ClickHouse, committed once they are in."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import faust
+from clickhouse_connect.driver import Client
+from faust.types import TP
+
+from schemas.ocsf import decode_event
+from streams.batching import Chunk, batched_topic, commit
+from streams.metrics import Metrics
+from streams.sinks.rows import Rows, RowsOf, event_row, graph_rows
+from streams.sinks.writer import Message, PartitionWriter, Poison
+
+logger = logging.getLogger(__name__)
+
+
+def event_rows(value: bytes) -> Rows:
+    """Read one message of `drift-events` as the row of `drift_events`."""
+    return event_row(decode_event(value), value.decode())
+
+
+class SinkAgent:
+    """Writes one topic; a writer per partition keeps order, all share a client."""
+
+    def __init__(
+        self,
+        app: faust.App,
+        topic: str,
+        rows_of: RowsOf,
+        connect: Callable[[], Client],
+        database: str,
+        on_poison: Callable[[Poison], Awaitable[None]],
+        metrics: Metrics,
+    ) -> None:
+        self._app = app
+        self._topic = topic
+        self._rows_of = rows_of
+        self._connect = connect
+        self._client: Client | None = None
+        self._database = database
+        self._on_poison = on_poison
+        self._metrics = metrics
+        self._writers: dict[int, PartitionWriter] = {}
+        app.agent(batched_topic(app, topic), name=f"sink-{topic}", concurrency=1)(self._run)
+
+    def _writer(self, partition: int) -> PartitionWriter:
+        writer = self._writers.get(partition)
+        if writer is None:
+            if self._client is None:
+                self._client = self._connect()
+            writer = self._writers[partition] = PartitionWriter(
+                self._client, self._database, self._topic, partition, self._rows_of, self._on_poison, self._metrics
+            )
+        return writer
+
+    async def _run(self, stream: Any) -> None:
+        async for event in stream.events():
+            chunk: Chunk = event.value
+            messages = [
+                Message(offset, value)
+                for offset, value in zip(chunk.offsets.tolist(), chunk.values, strict=True)
+                if value is not None
+            ]
+            try:
+                await self._writer(chunk.partition).write(messages)
+            except Exception as error:
+                logger.error("%s[%d]: the sink stops: %s", chunk.topic, chunk.partition, error)
+                await self._app.crash(error)
+                raise
+            await commit(self._app, {TP(chunk.topic, chunk.partition): chunk.next_offset}, generation=chunk.generation)
+
+
+def register_sinks(
+    app: faust.App,
+    connect: Callable[[], Client],
+    database: str,
+    on_poison: Callable[[Poison], Awaitable[None]],
+    metrics: Metrics,
+    *,
+    drift_events: str,
+    graph_windows: str,
+) -> None:
+    """Register both sink agents on ``app``."""
+    SinkAgent(app, drift_events, event_rows, connect, database, on_poison, metrics)
+    SinkAgent(app, graph_windows, graph_rows, connect, database, on_poison, metrics)
