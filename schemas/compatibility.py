@@ -84,7 +84,7 @@ _COMPARED = frozenset(
 
 
 def _changed_values(old: Json, new: Json, where: str, is_input: bool) -> list[str]:
-    """Say which bounds and values changed: no value may vanish; bounds of input may only widen, of output only narrow."""
+    """Say which values vanished, and which bounds changed: of input they may only widen, of output only narrow."""
     problems = []
     gone = [value for value in old.get("enum", ()) if value not in new.get("enum", ())]
     if gone and "enum" in new:

@@ -3,6 +3,7 @@
 import base64
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from schemas.compatibility import incompatibilities
 from schemas.drift import Activity, DriftKind
 from schemas.flow import Flow
 from schemas.ids import MAX_RECORDS_PER_MESSAGE
-from schemas.ocsf import cloudevents_headers, encode_event
+from schemas.ocsf import cloudevents_headers, decode_event, encode_event
 from schemas.public import DOCUMENTS, FOLDER, asyncapi, broken_promises, drift_event_schema, flow_schema, main, stale
 from schemas.topics import DEAD_LETTER, DRIFT_CONTROLS, DRIFT_EVENTS
 from streams.sources.canonical import Canonical
@@ -199,3 +200,26 @@ def test_asyncapi_headers_are_those_that_are_sent() -> None:
 def test_flow_schema_has_every_field() -> None:
     assert set(flow_schema()["properties"]) == set(Flow.__struct_fields__)
     assert set(flow_schema()["required"]) == {"time_ms", "src", "dst"}
+
+
+SIEM_PAGE = (Path(__file__).parents[2] / "docs/siem.md").read_text(encoding="utf-8")
+
+
+def test_siem_page_shows_an_event_as_it_is_sent() -> None:
+    example = SIEM_PAGE.split("```json\n")[1].split("```")[0]
+    assert json.loads(example) == json.loads(encode_event(make_event()))
+    assert decode_event(example.encode()) == make_event()
+
+
+def test_siem_page_names_every_header_and_fields_that_exist() -> None:
+    for name, _ in cloudevents_headers(make_event()):
+        assert f"| `{name}` |" in SIEM_PAGE
+    schema = drift_event_schema()
+    ours = set(schema["$defs"]["DriftDetails"]["properties"])
+    mapping = SIEM_PAGE.split("## Where things stand")[1].split("## A whole event")[0]
+    for field in set(re.findall(r"unmapped\.drift\.([a-z_]+)", SIEM_PAGE)):
+        assert field in ours, field
+    for field in set(re.findall(r"`([a-z_]+)(?:\[\d?\])?\.", mapping)) - {"unmapped"}:
+        assert field in schema["properties"] or field in ("observations",), field
+    missing = {field for field in schema["properties"] if field.partition("_")[0] not in mapping}
+    assert missing <= {"category_uid", "category_name", "class_uid", "class_name"}, missing
