@@ -101,7 +101,7 @@ class GraphChunk(msgspec.Struct, frozen=True):
     """One message of `graph-windows`: a hash shard of a closed window's edges. The marker comes last, ``shard == shards``.
 
     ``columns`` holds packed columns: port, protocol, other_side_flows, p50_us, p95_us, p99_us, every measure, and the sparse
-    histogram (``histogram_edge`` counts from 0 within the chunk).
+    histogram (``histogram_edge`` counts from 0 within the chunk). ``edges_total``: edges of the whole window.
     """
 
     tenant: str
@@ -119,6 +119,7 @@ class GraphChunk(msgspec.Struct, frozen=True):
     overflow: tuple[int, ...] = ()
     is_learning: bool = False
     histogram_count: int = 0
+    edges_total: int = 0
     v: int = GRAPH_CHUNK_VERSION
 
     @property
@@ -161,6 +162,7 @@ def _take(window: ClosedWindow, rows: IntColumn, shard: int, shards: int) -> Gra
         overflow=tuple(int(v) for v in window.overflow) if shard == shards else (),
         is_learning=window.is_learning,
         histogram_count=int(inside.sum()),
+        edges_total=len(edges),
     )
 
 
