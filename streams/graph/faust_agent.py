@@ -25,8 +25,9 @@ class GraphAgent:
         app.agent(self._source, name="graph", concurrency=1)(self._run)
         app.on_partitions_assigned.connect(self._on_assigned)
 
-    async def _on_assigned(self, _app: Any, assigned: set[TP], **_: Any) -> None:
+    async def _on_assigned(self, _app: Any, *arguments: Any, **_: Any) -> None:
         """Drop partitions that went elsewhere; those kept through consecutive generations stay as they are."""
+        assigned: set[TP] = arguments[0]
         mine = {tp.partition for tp in assigned if tp.topic == self.topic}
         for partition in [p for p in self.partitions if p not in mine]:
             del self.partitions[partition]

@@ -10,7 +10,7 @@ from schemas.drift import DriftEvent
 from schemas.graph import ClosedWindow, chunk_window, encode_chunk
 from schemas.ids import split_position, stable_hash64
 from schemas.ocsf import cloudevents_headers, encode_event, event_key
-from streams.dead_letters import dead_letter_message
+from streams.dead_letters import encode_dead_letter
 from streams.graph.checkpoints import read_partition
 from streams.producing import AcknowledgedProducer
 
@@ -67,9 +67,11 @@ class KafkaGraphSink:
             topic = row.source.rpartition("#")[0]
             offset, index = split_position(row.position)
             letter = DeadLetter(topic, row.partition, offset, index, row.reason, row.detail, b"")
-            key, value, headers = dead_letter_message(letter)
+            message = encode_dead_letter(letter)
             partition = stable_hash64(letter.key) % self._dead_letter_partitions
-            await self._producer.send(self._dead_letter, partition, value, key, headers)
+            await self._producer.send(
+                self._dead_letter, partition, message.value, message.key, message.headers
+            )
 
     async def published_since(self, partition: int, offset: int) -> set[str]:
         """Read event ids back from the headers of `drift-events`."""

@@ -1,0 +1,1 @@
+"""The commands of `drift`, one file per subject. Each translates arguments and prints; the work is elsewhere."""

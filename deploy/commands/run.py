@@ -1,0 +1,248 @@
+"""`drift run`: everything on this machine, fed with a real sample, showing drift as it is raised."""
+
+import asyncio
+import json
+import signal
+import sys
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from deploy.embedded import Embedded
+from deploy.live_view import follow_events, line_of, progress_bar
+from models.explain.wording import name_of
+from models.graph.clock import END_OF_TIME_MS
+from schemas.drift import Activity, DriftEvent
+from schemas.settings import load_settings
+from streams.clickhouse import connect
+from streams.clock import SystemClock
+from streams.replay import ReplayLane, push_file
+
+SAMPLE = Path(__file__).parent.parent / "sample" / "online-boutique.jsonl.gz"
+SAMPLE_TENANT = "online-boutique"
+SAMPLE_LANE = "replay:sample"
+SAMPLE_WINDOW_MS = 10_000
+SAMPLE_LATENESS_MS = 5_000
+SAMPLE_LEARNING_WINDOWS = 12
+_SETTLE_TIMEOUT_S = 120.0
+DRIFT = str(Path(sys.argv[0]))
+
+
+@dataclass(slots=True)
+class Seen:
+    """Events shown so far."""
+
+    events: list[DriftEvent] = field(default_factory=list)
+
+    def by_kind(self) -> Counter[str]:
+        """Count findings by kind."""
+        return Counter(event.kind.value for event in self.events if event.activity is Activity.CREATE)
+
+
+@click.command(epilog="Example: drift run --once --data /tmp/drift-demo")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=Path("drift-data"),
+    show_default=True,
+    help="Folder for everything that is kept.",
+)
+@click.option("--api-port", default=8080, show_default=True, type=click.IntRange(0, 65_535), help="0 takes a free port.")
+@click.option("--kafka-port", default=9092, show_default=True, type=click.IntRange(0, 65_535), help="0 takes a free port.")
+@click.option("--once", is_flag=True, help="Exit after the sample's replay.")
+@click.option("--no-sample", is_flag=True, help="Start empty; push your own flows to the topic `flows`.")
+@click.option("--speed", default=0.0, type=click.FloatRange(min=0), help="Replay at this multiple of real time; 0: at once.")
+@click.pass_obj
+def run(
+    config: Path | None, data: Path, api_port: int, kafka_port: int, once: bool, no_sample: bool, speed: float
+) -> int:
+    """Run broker, ClickHouse, worker and API in one process on loopback, and replay a real sample."""
+    console = Console()
+    embedded = Embedded(load_settings(config), data, kafka_port=kafka_port, api_port=api_port)
+    return asyncio.run(_run(embedded, console, once, not no_sample, speed))
+
+
+async def _run(embedded: Embedded, console: Console, once: bool, with_sample: bool, speed: float) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        with console.status("starting broker, ClickHouse, worker and API ..."):
+            await embedded.start()
+        settings = embedded.settings
+        console.print(f"Kafka     {settings.kafka.bootstrap}", highlight=False)
+        console.print(f"API       http://{settings.api.host}:{settings.api.port}/docs", highlight=False)
+        work = asyncio.ensure_future(_replay_and_report(embedded, console, speed) if with_sample else _idle(console))
+        stopping = asyncio.ensure_future(stop.wait())
+        crashed = asyncio.ensure_future(embedded.worker.run_until(stop))
+        await asyncio.wait({work, stopping, crashed}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+            if not once:
+                console.print("\nRunning. Push flows to the topic `flows`; Ctrl-C ends.", highlight=False)
+                await asyncio.wait({stopping, crashed}, return_when=asyncio.FIRST_COMPLETED)
+        work.cancel()
+        if crashed.done():
+            crashed.result()
+        stop.set()
+        return 0
+    finally:
+        with console.status("stopping ..."):
+            await embedded.stop()
+
+
+async def _idle(console: Console) -> None:
+    console.print("No sample: nothing to replay.", highlight=False)
+
+
+async def _replay_and_report(embedded: Embedded, console: Console, speed: float) -> None:
+    seen = Seen()
+
+    def show(event: DriftEvent) -> None:
+        seen.events.append(event)
+        console.print(line_of(event))
+
+    following = asyncio.ensure_future(follow_events(embedded.settings, show))
+    lane = ReplayLane(
+        name=SAMPLE_LANE,
+        window_ms=SAMPLE_WINDOW_MS,
+        lateness_ms=SAMPLE_LATENESS_MS,
+        detection={"learning_windows": SAMPLE_LEARNING_WINDOWS},
+    )
+    console.print("Replaying 20 minutes of a real web shop with five injected faults (deploy/sample/README.md).\n")
+    with progress_bar(console, "replaying") as progress:
+        flows = await push_file(
+            embedded.settings, SAMPLE, "canonical", lane, clock=SystemClock(), speed=speed or None, progress=progress
+        )
+    await _until(lambda: _all_closed(embedded))
+    await _until(lambda: _all_stored(embedded))
+    await _until(lambda: len(seen.events) >= _published(embedded))
+    following.cancel()
+    await _report(embedded, console, seen, flows)
+
+
+async def _until(condition: Any) -> None:
+    async with asyncio.timeout(_SETTLE_TIMEOUT_S):
+        while not condition():
+            await asyncio.sleep(0.1)
+
+
+def _all_closed(embedded: Embedded) -> bool:
+    """Every partition of `tenant-log` has seen the end of the replay."""
+    graph = embedded.worker.graph
+    assert graph is not None
+    lanes = [p.machine.lanes.get(SAMPLE_LANE) for p in graph.partitions.values()]
+    return len(lanes) == embedded.settings.topics.partitions and all(
+        lane is not None and (lane.clock.watermark_ms or 0) >= END_OF_TIME_MS for lane in lanes
+    )
+
+
+def _total(embedded: Embedded, name: str, **labels: str) -> int:
+    registry = embedded.worker.metrics.registry
+    return int(
+        sum(
+            sample.value
+            for metric in registry.collect()
+            for sample in metric.samples
+            if sample.name == name and all(sample.labels.get(key) == value for key, value in labels.items())
+        )
+    )
+
+
+def _published(embedded: Embedded) -> int:
+    return _total(embedded, "drift_events_total")
+
+
+def _all_stored(embedded: Embedded) -> bool:
+    """ClickHouse has every event and the marker of every closed window."""
+    windows = _total(embedded, "drift_windows_closed_total")
+    return (
+        _total(embedded, "drift_clickhouse_rows_total", table="drift_events") >= _published(embedded)
+        and _total(embedded, "drift_clickhouse_rows_total", table="windows") >= windows
+    )
+
+
+async def _report(embedded: Embedded, console: Console, seen: Seen, flows: int) -> None:
+    client = await asyncio.to_thread(connect, embedded.settings.clickhouse)
+    database = embedded.settings.clickhouse.database
+    parameters = {"tenant": SAMPLE_TENANT, "lane": SAMPLE_LANE}
+    windows, edges, folded = client.query(
+        "SELECT uniqExact(window_start), uniqExact(src, dst, port, protocol), sum(flows) "
+        f"FROM {database}.edges_1m FINAL WHERE tenant = {{tenant:String}} AND lane = {{lane:String}} "  # noqa: S608
+        f"AND generation = (SELECT max(generation) FROM {database}.edges_1m "
+        "WHERE tenant = {tenant:String} AND lane = {lane:String})",
+        parameters=parameters,
+    ).result_rows[0]
+    await asyncio.to_thread(client.close)
+    dead = _total(embedded, "drift_dead_letters_total")
+    console.print("\nThe replay is through.", style="bold")
+    console.print(
+        f"  {flows:,} flows pushed, {int(folded):,} counted, {int(windows)} windows, {int(edges)} edges, "
+        f"{len(seen.events)} drift events, {dead} dead letters",
+        highlight=False,
+    )
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(seen.by_kind().items()))
+    console.print(f"  findings: {kinds or 'none'}", highlight=False)
+    worst = _worst(seen.events)
+    if worst is not None:
+        await _report_causes(embedded, console, worst)
+    _report_next_steps(embedded, console, worst)
+
+
+def _worst(events: list[DriftEvent]) -> DriftEvent | None:
+    opened = [event for event in events if event.activity is Activity.CREATE]
+    return max(opened, key=lambda event: (event.risk_score, event.confidence, event.event_id), default=None)
+
+
+def _base_url(embedded: Embedded) -> str:
+    return f"http://{embedded.settings.api.host}:{embedded.settings.api.port}"
+
+
+def _get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=30) as response:
+        return json.load(response)
+
+
+async def _report_causes(embedded: Embedded, console: Console, worst: DriftEvent) -> None:
+    query = urlencode({"tenant": worst.tenant, "event_id": worst.event_id})
+    report = await asyncio.to_thread(_get, f"{_base_url(embedded)}/v1/root-cause?{query}")
+    console.print(f"\n  worst incident: {worst.title}", style="bold", markup=False, highlight=False)
+    for rank, cause in enumerate(report["causes"][:3], start=1):
+        line = Text(f"    {rank}. ")
+        line.append(name_of(cause["service"]), style="bold")
+        line.append(f"  score {cause['score']:.2f}")
+        for sentence in cause.get("evidence", [])[:1]:
+            text = sentence if isinstance(sentence, str) else sentence.get("sentence", "")
+            line.append(f"\n       {text}", style="dim")
+        console.print(line)
+
+
+def _report_next_steps(embedded: Embedded, console: Console, worst: DriftEvent | None) -> None:
+    settings = embedded.settings
+    base = f"{_base_url(embedded)}/v1"
+    console.print("\nThree things to try next:", style="bold")
+    event = f"/root-cause?tenant={SAMPLE_TENANT}&event_id={worst.event_id}" if worst else f"/windows?tenant={SAMPLE_TENANT}"
+    lines = (
+        ("root causes over HTTP", f"curl -s '{base}{event}'"),
+        (
+            "SQL over what is stored",
+            f"{DRIFT} sql --data {embedded.folder} \"SELECT kind, src, dst, max(risk_score) AS risk "
+            f"FROM {settings.clickhouse.database}.drift_events FINAL GROUP BY ALL ORDER BY risk DESC LIMIT 5\"",
+        ),
+        (
+            "the topic, as a SIEM reads it",
+            f"{sys.executable} deploy/examples/siem_consumer.py {settings.kafka.bootstrap} "
+            f"{settings.topics.name('drift_events')} --timeout 5",
+        ),
+    )
+    for title, command in lines:
+        console.print(f"  {title}:", style="dim")
+        console.print(f"    {command}", markup=False, highlight=False, soft_wrap=True)

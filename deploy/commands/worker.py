@@ -1,0 +1,39 @@
+"""`drift worker`: one stream worker, until SIGTERM or Ctrl-C."""
+
+import asyncio
+import signal
+from functools import partial
+from pathlib import Path
+
+import click
+from prometheus_client import start_http_server
+
+from schemas.settings import Settings, load_settings
+from streams.app import Worker
+from streams.clickhouse import connect
+from streams.metrics import Metrics
+
+
+@click.command(epilog="Example: DRIFT_KAFKA__BOOTSTRAP=broker:9092 drift worker")
+@click.option("--no-sinks", is_flag=True, help="Leave writing to ClickHouse to other workers.")
+@click.pass_obj
+def worker(config: Path | None, no_sinks: bool) -> None:
+    """Run one stream worker: ingest, graph and sink agents."""
+    asyncio.run(_run(load_settings(config), sinks=not no_sinks))
+
+
+async def _run(settings: Settings, sinks: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    metrics = Metrics()
+    if settings.worker.metrics_port is not None:
+        start_http_server(settings.worker.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+    running = Worker(settings, partial(connect, settings.clickhouse) if sinks else None, metrics)
+    try:
+        await running.start()
+        click.echo("drift worker: ready", err=True)
+        await running.run_until(stop)
+    finally:
+        await running.stop()

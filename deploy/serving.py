@@ -1,0 +1,65 @@
+"""Runs the API in a thread of this process: embedded, it must share the ClickHouse engine with the worker."""
+
+import socket
+import threading
+import time
+
+import uvicorn
+
+from api.app import create_app
+from schemas.errors import ConfigurationError
+from schemas.settings import Settings
+
+_DEADLINE_S = 20.0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind the API's socket.
+
+    Raises:
+        ConfigurationError: the port is taken or may not be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    server = socket.socket(family, socket.SOCK_STREAM)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        server.bind((host, port))
+        server.listen(128)
+    except OSError as error:
+        server.close()
+        raise ConfigurationError(
+            f"port {port} on {host} cannot be used ({error.strerror}): choose another with --api-port or api.port"
+        ) from error
+    return server
+
+
+class ApiThread:
+    """The API on an own thread and event loop."""
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self.port = int(listener.getsockname()[1])
+        self._listener = listener
+        config = uvicorn.Config(create_app(settings), log_level="warning", timeout_graceful_shutdown=3)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._serve, name="api", daemon=True)
+
+    def _serve(self) -> None:
+        self._server.run(sockets=[self._listener])
+
+    def start(self) -> None:
+        """Start serving; return once requests are answered.
+
+        Raises:
+            ConfigurationError: it did not come up.
+        """
+        self._thread.start()
+        deadline = time.monotonic() + _DEADLINE_S
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise ConfigurationError("the API did not start; run with --log-level INFO to see why")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stop serving and wait for the thread."""
+        self._server.should_exit = True
+        self._thread.join(timeout=10)
