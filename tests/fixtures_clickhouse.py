@@ -1,6 +1,6 @@
 """A migrated ClickHouse for tests: a server from CLICKHOUSE_DSN, one in Docker, or chdb. First that works.
 
-Use it with ``pytest_plugins = ["tests.fixtures_clickhouse"]``. Every test gets an own database, dropped afterwards.
+tests/conftest.py loads it. Every test gets an own database, dropped afterwards.
 """
 
 import os

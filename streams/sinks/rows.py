@@ -16,6 +16,7 @@ import pyarrow as pa
 from schemas.drift import DriftEvent
 from schemas.errors import WireFormatError
 from schemas.graph import GRAPH_CHUNK_VERSION, MEASURES, GraphChunk, chunk_columns, decode_chunk
+from schemas.ocsf import decode_event
 from schemas.tables import DRIFT_EVENTS, EDGES_1M, KNOWN_BY, WINDOWS, Partitioning, TableDeclaration
 
 IntColumn = npt.NDArray[np.int64]
@@ -219,3 +220,12 @@ def event_row(event: DriftEvent, ocsf_json: str) -> Rows:
         "ocsf": [ocsf_json],
     }
     return _rows(DRIFT_EVENTS, event.window_start_ms, columns)
+
+
+def drift_rows(value: bytes) -> Rows:
+    """Read one message of `drift-events`.
+
+    Raises:
+        WireFormatError: the bytes are no drift event.
+    """
+    return event_row(decode_event(value), value.decode())

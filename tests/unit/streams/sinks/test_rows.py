@@ -10,8 +10,9 @@ import pytest
 from schemas.drift import Activity, Severity
 from schemas.errors import WireFormatError
 from schemas.graph import MEASURE_INDEX, MEASURES, chunk_window, encode_chunk
+from schemas.ocsf import encode_event
 from schemas.tables import DRIFT_EVENTS, EDGES_1M, WINDOWS
-from streams.sinks.rows import arrow_schema, edge_rows, event_row, graph_rows, window_row
+from streams.sinks.rows import arrow_schema, drift_rows, edge_rows, event_row, graph_rows, window_row
 from tests.builders_clickhouse import HOUR_MS, MINUTE_MS, make_event, make_window, messages_of
 
 
@@ -141,3 +142,12 @@ def test_arrow_schemas_cover_exactly_what_is_sent():
 def test_an_empty_window_has_a_marker_row_alone():
     window = dataclasses.replace(make_window(HOUR_MS, []), tenant="b")
     assert [graph_rows(m.value).table for m in messages_of(window)] == [WINDOWS]
+
+
+def test_an_event_message_becomes_the_row_of_its_event():
+    event = make_event(Activity.UPDATE)
+    value = encode_event(event)
+    rows = drift_rows(value)
+    assert rows.batch.equals(event_row(event, value.decode()).batch)
+    with pytest.raises(WireFormatError, match="drift event cannot be read"):
+        drift_rows(b"{}")
