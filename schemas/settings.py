@@ -115,9 +115,9 @@ class FlowTopic(_Frozen):
 
 
 class ClickHouseSettings(_Frozen):
-    """``chdb:///path`` embedded, or ``http(s)://user:password@host:port/database``."""
+    """``chdb:///absolute`` or ``chdb://./relative`` embedded, or ``http(s)://user:password@host:port/database``."""
 
-    dsn: SecretStr = SecretStr("chdb:///drift-data/clickhouse")
+    dsn: SecretStr = SecretStr("chdb://./drift-data/clickhouse")
     database: str = Field(default="drift", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     ca_file: Path | None = None
     client_cert_file: Path | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import faust
 from clickhouse_connect.driver import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
 from faust.types import TP
 
 from schemas.dead_letter import DeadLetter, Reason
@@ -26,6 +27,8 @@ from streams.kafka_clients import check_connection, faust_broker, make_consumer,
 from streams.metrics import Metrics
 from streams.producing import AcknowledgedProducer
 from streams.sinks.agents import register_sinks
+from streams.sinks.faults import describe
+from streams.sinks.rollup import rollup
 from streams.sinks.writer import Poison
 from streams.topics import ensure_topics
 
@@ -33,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 WIRE_CHUNKS_BUFFERED = 4
 """Faust's stream buffer counts chunks here, not records: a few are enough and bound memory."""
+ROLL_UP_EVERY_S = 600
 
 
 class Worker:
@@ -60,6 +64,7 @@ class Worker:
         self._producer = make_producer(settings.kafka)
         self._acknowledged = AcknowledgedProducer(self._producer, self.metrics)
         self._dead_letter_partitions = 1
+        self._rolling_up: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
         """Check the brokers, create missing topics, start all agents; return once partitions are assigned.
@@ -73,6 +78,18 @@ class Worker:
         await self._producer.start()
         self.app = self._build(counts)
         await self.app.start()
+        if self._connect is not None:
+            self._rolling_up = asyncio.ensure_future(self._roll_up(self._connect))
+
+    async def _roll_up(self, connect: Callable[[], Client]) -> None:
+        """Keep the hourly tables current. Repeats and several workers at once are harmless: it rewrites whole hours."""
+        client = await asyncio.to_thread(connect)
+        while True:
+            await asyncio.sleep(ROLL_UP_EVERY_S)
+            try:
+                await asyncio.to_thread(rollup, client, self.settings.clickhouse.database)
+            except ClickHouseError as error:
+                logger.warning("roll-up failed (%s), next try in %d s", describe(error), ROLL_UP_EVERY_S)
 
     def _build(self, counts: dict[str, int]) -> faust.App:
         settings, topics = self.settings, self.settings.topics
@@ -171,6 +188,8 @@ class Worker:
 
     async def stop(self) -> None:
         """Stop fetching, store the state, commit, and close all clients."""
+        if self._rolling_up is not None:
+            self._rolling_up.cancel()
         if self.app is not None:
             if self.graph is not None and not self.app.crashed:
                 await self.graph.checkpoint_all()

@@ -8,18 +8,12 @@ import faust
 from clickhouse_connect.driver import Client
 from faust.types import TP
 
-from schemas.ocsf import decode_event
 from streams.batching import Chunk, batched_topic, commit
 from streams.metrics import Metrics
-from streams.sinks.rows import Rows, RowsOf, event_row, graph_rows
+from streams.sinks.rows import RowsOf, drift_rows, graph_rows
 from streams.sinks.writer import Message, PartitionWriter, Poison
 
 logger = logging.getLogger(__name__)
-
-
-def event_rows(value: bytes) -> Rows:
-    """Read one message of `drift-events` as the row of `drift_events`."""
-    return event_row(decode_event(value), value.decode())
 
 
 class SinkAgent:
@@ -84,5 +78,5 @@ def register_sinks(
     graph_windows: str,
 ) -> None:
     """Register both sink agents on ``app``."""
-    SinkAgent(app, drift_events, event_rows, connect, database, on_poison, metrics)
+    SinkAgent(app, drift_events, drift_rows, connect, database, on_poison, metrics)
     SinkAgent(app, graph_windows, graph_rows, connect, database, on_poison, metrics)
