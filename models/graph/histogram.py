@@ -52,7 +52,7 @@ class SparseCounts:
     def _compact(self) -> None:
         keys = np.concatenate([self._keys, *(k for k, _ in self._pending)])
         counts = np.concatenate([self._counts, *(c for _, c in self._pending)])
-        order = np.argsort(keys, kind="stable")
+        order = np.argsort(keys)  # not stable, several times faster: counts of one key are summed anyway
         keys, counts = keys[order], counts[order]
         starts = np.flatnonzero(np.diff(keys, prepend=keys[:1] - 1)) if len(keys) else np.empty(0, np.int64)
         self._keys = keys[starts]

@@ -15,7 +15,6 @@ from models.drift.findings import Finding, FindingBook
 from models.drift.incidents import Incident
 from models.graph.admission import TenantEdges
 from models.graph.clock import LaneClock, MemberClock
-from models.graph.histogram import SparseCounts
 from models.graph.lane import LaneState, TenantState
 from models.graph.machine import Machine
 from models.graph.registry import PAGE_ROWS, Columns
@@ -168,11 +167,10 @@ def _service_page(lane: LaneState, page: int) -> bytes:
 
 def _window_chunks(lane: str, window: WindowTable) -> Iterator[tuple[str, bytes]]:
     pages = []
-    for side, table in enumerate(window.measures):
-        if table is None:
-            continue
+    for side in window.sides:
+        table = window.side(side, 0)
         used = np.flatnonzero(table.any(axis=0))
-        keys, counts = window.histogram[side].items()
+        keys, counts = window.histogram(side)
         for page in range(max(1, -(-len(used) // PAGE_ROWS))):
             edges = used[page * PAGE_ROWS : (page + 1) * PAGE_ROWS]
             low, high = window.key_range(used, page, PAGE_ROWS)
@@ -302,7 +300,5 @@ def _restore_window(lane: str, index: int, capacity: int, chunks: dict[str, byte
     for side, page in head.pages:
         chunk = msgspec.msgpack.decode(chunks[f"{lane}/window/{index}/{side}/{page}"], type=_Window)
         window.side(side, capacity)[:, _unpack(chunk.edges)] = _unpack(chunk.measures)
-        keys, counts = _unpack(chunk.histogram)
-        counts_of: SparseCounts = window.histogram[side]
-        counts_of.add(keys, counts)
+        window.add_histogram(side, *_unpack(chunk.histogram))
     return window

@@ -8,8 +8,8 @@ from schemas.flow import SIDE_CLIENT, SIDE_SERVER
 from schemas.graph import MEASURE_INDEX, MEASURES
 
 IntColumn = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
-_EXACT = 1 << 53
 _MAX_PRODUCT = 1 << 50  # bounds latency x calls of one row, so that no sum of rows can overflow int64
 _VALUE_MEASURES = (
     # column of the row, measure of the sum, measure that counts the rows which knew it
@@ -20,17 +20,8 @@ _VALUE_MEASURES = (
     ("packets_out", "packets_out", "packets_flows"),
     ("packets_in", "packets_in", ""),
 )
-
-
-def _sum_by(codes: IntColumn, values: IntColumn, size: int) -> IntColumn:
-    """Exact integer sums by code; bincount is several times faster where float64 cannot round."""
-    if len(values) == 0:
-        return np.zeros(size, dtype=np.int64)
-    if int(values.max()) * len(values) < _EXACT:
-        return np.bincount(codes, weights=values, minlength=size).astype(np.int64)
-    total = np.zeros(size, dtype=np.int64)
-    np.add.at(total, codes, values)
-    return total
+_SERVER_KEY = 1 << 60
+"""Added to histogram keys of the server's side: both sides share one sparse table, client keys first."""
 
 
 class WindowTable:
@@ -41,28 +32,37 @@ class WindowTable:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.measures: list[IntColumn | None] = [None, None]
-        self.histogram = [SparseCounts(), SparseCounts()]
+        # (M, sides, capacity), the server's side only once it has rows: one flat index reaches either side of an edge.
+        self._table: IntColumn = np.zeros((len(MEASURES), 1, 0), dtype=np.int64)
+        self._histogram = SparseCounts()
         self.denied_by_source: dict[int, int] = {}
         self.new_peers: dict[int, set[int]] = {}
         self.incomplete: set[str] = set()
 
+    @property
+    def sides(self) -> range:
+        """Return the sides that have a table."""
+        return range(self._table.shape[1])
+
+    def _reserve(self, sides: int, capacity: int) -> IntColumn:
+        measures, old_sides, old_capacity = self._table.shape
+        if old_sides < sides or old_capacity < capacity:
+            grown = np.zeros((measures, max(sides, old_sides), max(capacity, old_capacity)), dtype=np.int64)
+            grown[:, :old_sides, :old_capacity] = self._table
+            self._table = grown
+        return self._table
+
     def side(self, side: int, capacity: int) -> IntColumn:
-        """Return one side's measures, ``(M, capacity)`` at least."""
-        table = self.measures[side]
-        if table is None or table.shape[1] < capacity:
-            grown = np.zeros((len(MEASURES), capacity), dtype=np.int64)
-            if table is not None:
-                grown[:, : table.shape[1]] = table
-            self.measures[side] = table = grown
-        return table
+        """Return one side's measures, a view of ``(M, capacity)`` at least."""
+        view: IntColumn = self._reserve(side + 1, capacity)[:, side]
+        return view
 
     def fold(
         self,
         rows: dict[str, IntColumn],
         codes: IntColumn,
         edges: IntColumn,
-        late: npt.NDArray[np.bool_] | None,
+        late: Mask | None,
         capacity: int,
     ) -> None:
         """Add rows of this window.
@@ -71,75 +71,60 @@ class WindowTable:
             rows: columns of ``N`` rows, -1 unknown. codes: ``(N,)`` index into ``edges``. edges: ``(K,)`` edge numbers.
             late: ``(N,)`` bool, rows behind closed windows, or None. capacity: edge numbers in use.
         """
-        side = rows["side"]
-        servers = side == SIDE_SERVER
-        if servers.any():
-            self._fold_side(SIDE_SERVER, rows, servers, codes, edges, late, capacity)
-            if servers.all():
-                return
-            self._fold_side(SIDE_CLIENT, rows, ~servers, codes, edges, late, capacity)
-        else:
-            self._fold_side(SIDE_CLIENT, rows, None, codes, edges, late, capacity)
-
-    def _fold_side(
-        self,
-        side: int,
-        rows: dict[str, IntColumn],
-        chosen: npt.NDArray[np.bool_] | None,
-        codes: IntColumn,
-        edges: IntColumn,
-        late: npt.NDArray[np.bool_] | None,
-        capacity: int,
-    ) -> None:
-        table = self.side(side, capacity)
+        servers = rows["side"] == SIDE_SERVER
+        numbers = edges[codes]
+        table = self._reserve(SIDE_SERVER + 1 if servers.any() else 1, capacity)
+        at = numbers + table.shape[2] * servers if table.shape[1] > 1 else numbers
+        flat = table.reshape(len(MEASURES), -1)
         if late is not None and late.any():
-            behind = late if chosen is None else late & chosen
-            self._fold_late(table, rows, behind, codes, edges)
-            chosen = ~late if chosen is None else chosen & ~late
-        if chosen is not None:
-            if not chosen.any():
+            behind = np.flatnonzero(late)
+            _fold_late(flat, {name: rows[name][behind] for name in ("calls", "bytes_out", "bytes_in")}, at[behind])
+            on_time = np.flatnonzero(~late)
+            if not len(on_time):
                 return
-            rows = {name: column[chosen] for name, column in rows.items()}
-            codes = codes[chosen]
-        size = len(edges)
-        sums: dict[str, IntColumn] = {"flows": np.bincount(codes, minlength=size).astype(np.int64)}
+            rows = {name: column[on_time] for name, column in rows.items()}
+            at, numbers, servers = at[on_time], numbers[on_time], servers[on_time]
+        _add(flat, "flows", at, 1)
         calls = rows["calls"]
-        sums["calls"] = _sum_by(codes, calls, size)
+        _add(flat, "calls", at, calls)
         for column, measure, counter in _VALUE_MEASURES:
             values = rows[column]
-            known = values >= 0
-            if known.all():
-                sums[measure] = _sum_by(codes, values, size)
+            if values.min() >= 0:
+                _add(flat, measure, at, values)
                 if counter:
-                    sums[counter] = sums["flows"]
-            elif known.any():
-                sums[measure] = _sum_by(codes[known], values[known], size)
+                    _add(flat, counter, at, 1)
+            elif values.max() >= 0:
+                known = np.flatnonzero(values >= 0)
+                _add(flat, measure, at[known], values[known])
                 if counter:
-                    sums[counter] = np.bincount(codes[known], minlength=size).astype(np.int64)
-        skewed = rows["skewed"] > 0
+                    _add(flat, counter, at[known], 1)
+        skewed = rows["skewed"]
         if skewed.any():
-            sums["skewed_flows"] = np.bincount(codes[skewed], minlength=size).astype(np.int64)
+            _add(flat, "skewed_flows", at[skewed > 0], 1)
         latency = rows["latency_us"]
-        timed = latency >= 0
-        if timed.any():
-            if not timed.all():
-                latency, calls, codes = latency[timed], calls[timed], codes[timed]
-            sums["latency_calls"] = _sum_by(codes, calls, size)
-            sums["latency_sum_us"] = _sum_by(codes, np.minimum(latency, _MAX_PRODUCT // calls) * calls, size)
-            self.histogram[side].add(edges[codes] * BUCKETS + bucket_of(latency), calls)
-        for measure, values in sums.items():
-            # Several codes can share a number (overflow), so plain fancy addition would lose some.
-            np.add.at(table[MEASURE_INDEX[measure]], edges, values)
+        if latency.max() >= 0:
+            if latency.min() < 0:
+                timed = np.flatnonzero(latency >= 0)
+                latency, calls, at = latency[timed], calls[timed], at[timed]
+                numbers, servers = numbers[timed], servers[timed]
+            _add(flat, "latency_calls", at, calls)
+            _add(flat, "latency_sum_us", at, np.minimum(latency, _MAX_PRODUCT // calls) * calls)
+            keys = numbers * BUCKETS + bucket_of(latency)
+            if len(self.sides) > 1:
+                keys += servers * np.int64(_SERVER_KEY)
+            self._histogram.add(keys, calls)
 
-    @staticmethod
-    def _fold_late(
-        table: IntColumn, rows: dict[str, IntColumn], behind: npt.NDArray[np.bool_], codes: IntColumn, edges: IntColumn
-    ) -> None:
-        numbers = edges[codes[behind]]
-        np.add.at(table[MEASURE_INDEX["late_flows"]], numbers, 1)
-        np.add.at(table[MEASURE_INDEX["late_calls"]], numbers, rows["calls"][behind])
-        volume = np.maximum(rows["bytes_out"][behind], 0) + np.maximum(rows["bytes_in"][behind], 0)
-        np.add.at(table[MEASURE_INDEX["late_bytes"]], numbers, volume)
+    def histogram(self, side: int) -> tuple[IntColumn, IntColumn]:
+        """Return one side's latency histograms, ``(keys, counts)``; a key is ``edge * BUCKETS + bucket``, ascending."""
+        keys, counts = self._histogram.items()
+        first_server = int(np.searchsorted(keys, _SERVER_KEY))
+        if side == SIDE_CLIENT:
+            return keys[:first_server], counts[:first_server]
+        return keys[first_server:] - _SERVER_KEY, counts[first_server:]
+
+    def add_histogram(self, side: int, keys: IntColumn, counts: IntColumn) -> None:
+        """Add what ``histogram`` returned."""
+        self._histogram.add(keys + _SERVER_KEY if side == SIDE_SERVER else keys, counts)
 
     @staticmethod
     def key_range(edges: IntColumn, page: int, rows: int) -> tuple[int, int]:
@@ -150,24 +135,23 @@ class WindowTable:
 
     def move(self, source: int, target: int, capacity: int) -> None:
         """Add an edge's measures to another's and clear them (an edge leaves for ``overflow``)."""
-        for side, table in enumerate(self.measures):
-            if table is not None and source < table.shape[1]:
-                table = self.side(side, capacity)
-                table[:, target] += table[:, source]
-                table[:, source] = 0
+        if source < self._table.shape[2]:
+            table = self._reserve(1, capacity)
+            table[:, :, target] += table[:, :, source]
+            table[:, :, source] = 0
 
-    def chosen(self, capacity: int) -> tuple[IntColumn, IntColumn, npt.NDArray[np.bool_]]:
+    def chosen(self, capacity: int) -> tuple[IntColumn, IntColumn, Mask]:
         """Choose one side per edge: the client's where it reported on time, else the server's.
 
         Late rows of both sides are kept: they are counted, not measured.
 
         Shapes:
-            returns: measures ``(M, capacity)`` int64, flows of the other side ``(capacity,)``, ``(capacity,)`` bool: server chosen.
+            returns: measures ``(M, capacity)`` int64; flows of the other side ``(capacity,)``; server chosen ``(capacity,)``.
         """
         flows = MEASURE_INDEX["flows"]
         late = [MEASURE_INDEX[name] for name in ("late_flows", "late_calls", "late_bytes")]
-        client, server = self.side(SIDE_CLIENT, capacity), self.measures[SIDE_SERVER]
-        if server is None:
+        client = self.side(SIDE_CLIENT, capacity)
+        if SIDE_SERVER not in self.sides:
             return client, np.zeros(capacity, dtype=np.int64), np.zeros(capacity, dtype=bool)
         server = self.side(SIDE_SERVER, capacity)
         use_server = (client[flows] == 0) & (server[flows] > 0)
@@ -176,16 +160,27 @@ class WindowTable:
         other = np.where(use_server, client[flows], server[flows])
         return measures, other, use_server
 
-    def latencies(self, use_server: npt.NDArray[np.bool_]) -> tuple[IntColumn, IntColumn, IntColumn]:
+    def latencies(self, use_server: Mask) -> tuple[IntColumn, IntColumn, IntColumn]:
         """Return the chosen sides' histograms as ``(edge, bucket, count)`` columns, sorted."""
         parts = []
         for side in (SIDE_CLIENT, SIDE_SERVER):
-            keys, counts = self.histogram[side].items()
+            keys, counts = self.histogram(side)
             edges = keys // BUCKETS
             wanted = use_server[edges] == (side == SIDE_SERVER)
             parts.append((keys[wanted], counts[wanted]))
         keys = np.concatenate([k for k, _ in parts])
         counts = np.concatenate([c for _, c in parts])
-        order = np.argsort(keys, kind="stable")
+        order = np.argsort(keys)  # unique keys: one side was chosen for each edge
         keys, counts = keys[order], counts[order]
         return keys // BUCKETS, keys % BUCKETS, counts
+
+
+def _add(flat: IntColumn, measure: str, at: IntColumn, values: IntColumn | int) -> None:
+    """Add to a measure at indexes that may repeat; exact at any size, and since numpy 1.25 faster than bincount."""
+    np.add.at(flat[MEASURE_INDEX[measure]], at, values)
+
+
+def _fold_late(flat: IntColumn, rows: dict[str, IntColumn], at: IntColumn) -> None:
+    _add(flat, "late_flows", at, 1)
+    _add(flat, "late_calls", at, rows["calls"])
+    _add(flat, "late_bytes", at, np.maximum(rows["bytes_out"], 0) + np.maximum(rows["bytes_in"], 0))
