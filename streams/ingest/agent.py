@@ -1,0 +1,529 @@
+"""The ingest worker: one source partition at a time, from fetched chunks to acknowledged records and committed offsets.
+
+Kafka, clock and metrics come in through ports (ports.py), so a simulator can drive it. Within a source partition
+everything is sequential: encode, dead letters acknowledged, every target's records acknowledged one after the other,
+then the offset may be committed. Source partitions, and targets, go on side by side.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from schemas.dead_letter import DeadLetter
+from schemas.errors import LossDetected
+from schemas.ids import NO_POSITION, stable_hash64
+from schemas.tenant_log import LogRecord, Progress, encode_record
+from streams.clock import Clock
+from streams.dead_letters import encode_dead_letter
+from streams.ingest.chain import position_before
+from streams.ingest.chunk import SourceChunk, cut, join
+from streams.ingest.ports import (
+    CommitPort,
+    FetchedChunk,
+    FetchStatus,
+    PausePort,
+    ProducerPort,
+    SourcePartition,
+    StatusPort,
+)
+from streams.ingest.readers import Encoded, LaneProgress, SourceReader
+from streams.ingest.statements import SourceStanding, statements
+from streams.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+COMMIT_EVERY_MS = 500
+QUEUED_CHUNKS = 2
+"""Chunks of a source partition that may wait before fetching it is paused; a few more may be under way by then."""
+JOINED_ROWS = 20_000
+"""Waiting chunks are joined up to so many messages: fewer, larger records when there is much to do."""
+DEAD_LETTERS_AT_ONCE = 500
+LOOK_AGAIN_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class IngestOptions:
+    """How a worker writes.
+
+    Attributes:
+        worker: its name in records.
+        log_topic, targets: `tenant-log` and its partition count.
+        dead_letter_topic, dead_letter_partitions: where dead letters go.
+        statement_every_ms: at least so often each lane is stated to each target.
+        idle_ms: by live lane, how long a clock must stand still at the end of its log.
+        accept_loss: the operator accepts records that were deleted unread.
+    """
+
+    worker: str
+    log_topic: str
+    targets: int
+    dead_letter_topic: str
+    dead_letter_partitions: int
+    statement_every_ms: int
+    idle_ms: Mapping[str, int]
+    accept_loss: bool = False
+
+
+@dataclass(slots=True)
+class _LaneClock:
+    progress: LaneProgress
+    furthest_ms: int
+    moved_at_ms: int
+
+
+@dataclass(slots=True, eq=False)
+class _Source:
+    """One source partition of ours.
+
+    Attributes:
+        position: acknowledged by every target. next_offset: the same as an offset, what may be committed.
+        expected: first offset of the next chunk that is to come.
+    """
+
+    topic: str
+    partition: int
+    reader: SourceReader
+    position: int
+    next_offset: int
+    expected: int
+    committed: int | None
+    started_at_ms: int
+    queue: deque[FetchedChunk] = field(default_factory=deque)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    is_busy: bool = False
+    is_held: bool = False
+    is_stopped: bool = False
+    highwater: int = -1
+    lanes: dict[tuple[str, int], _LaneClock] = field(default_factory=dict)
+
+    @property
+    def key(self) -> SourcePartition:
+        return self.topic, self.partition
+
+
+class IngestWorker:
+    """Feeds `tenant-log` from the source partitions assigned to this process.
+
+    Call `start` for each partition of a new assignment (it says where to read from), `submit` for each chunk in order,
+    `tick` several times a second, `revoke` for partitions that are gone, `close` at the end. One event loop.
+    """
+
+    def __init__(
+        self,
+        options: IngestOptions,
+        readers: Mapping[str, SourceReader],
+        *,
+        producer: ProducerPort,
+        commits: CommitPort,
+        pauses: PausePort,
+        status: StatusPort,
+        clock: Clock,
+        metrics: Metrics,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._options = options
+        self._readers = readers
+        self._producer = producer
+        self._commits = commits
+        self._pauses = pauses
+        self._status = status
+        self._clock = clock
+        self._metrics = metrics
+        self._sleep = sleep
+        self._sources: dict[SourcePartition, _Source] = {}
+        self._paused: set[SourcePartition] = set()
+        self._is_held = False
+        self._committed_at_ms = self._stated_at_ms = 0
+        self._commit_lock = asyncio.Lock()
+        self._statements: dict[tuple[str, int, int], asyncio.Task[None]] = {}
+
+    # -- assignment ------------------------------------------------------------------------------------------------
+
+    async def start(self, topic: str, partition: int, committed: int | None, first: int) -> int:
+        """Take over a source partition and return the offset to read it from.
+
+        A partition that was ours before goes on from what was acknowledged; chunks fetched before are forgotten.
+
+        Args:
+            committed: the group's offset, ``None`` if there is none.
+            first: where to start without one; committed before any record is written, so that a later owner starts
+                there too.
+        """
+        reader = self._readers[topic]
+        known = self._sources.get((topic, partition))
+        await self.revoke([(topic, partition)])
+        at = first if committed is None or not reader.commits else committed
+        position = position_before(at) if reader.commits else NO_POSITION
+        lanes: dict[tuple[str, int], _LaneClock] = {}
+        if known is not None and reader.commits and known.next_offset > at:
+            at, position = known.next_offset, known.position
+        if known is not None:
+            lanes = known.lanes
+        if reader.commits and committed is None and await self._commits.commit({(topic, partition): at}):
+            committed = at
+        source = _Source(
+            topic=topic,
+            partition=partition,
+            reader=reader,
+            position=position,
+            next_offset=at,
+            expected=at,
+            committed=committed,
+            started_at_ms=self._clock.now_ms(),
+            lanes=lanes,
+        )
+        self._declare(source)
+        self._sources[source.key] = source
+        source.task = asyncio.create_task(self._work(source), name=f"ingest {topic}[{partition}]")
+        return at
+
+    def _declare(self, source: _Source) -> None:
+        """Let a source partition of a declared lane be stated before its first chunk."""
+        lane = source.reader.lane
+        if lane is None:
+            return
+        known = source.lanes.get((lane.name, lane.generation))
+        if known is None:
+            progress = LaneProgress(lane, (), False)
+            source.lanes[lane.name, lane.generation] = _LaneClock(progress, -1, source.started_at_ms)
+        else:
+            known.progress = LaneProgress(lane, known.progress.clocks, known.progress.ended)
+
+    def redeclare(self) -> None:
+        """State lanes as the readers have them now: their members have changed."""
+        for source in self._sources.values():
+            self._declare(source)
+
+    def sources(self) -> list[SourcePartition]:
+        """Return the source partitions taken over."""
+        return list(self._sources)
+
+    async def revoke(self, partitions: Iterable[SourcePartition]) -> None:
+        """Forget source partitions. What is under way is abandoned: the next owner repeats it, which is harmless."""
+        gone = [self._sources.pop(key) for key in partitions if key in self._sources]
+        for source in gone:
+            self._release(source)
+            await _cancel(source.task)
+
+    async def close(self) -> None:
+        """Commit what is acknowledged and stop."""
+        with contextlib.suppress(Exception):
+            await self._commit(self._status.status())
+        await self.revoke(list(self._sources))
+        for task in list(self._statements.values()):
+            await _cancel(task)
+
+    async def accept_loss(self, topic: str, partition: int, wanted: int, first: int, end: int) -> int | None:
+        """Decide what to do where the log no longer holds the offset that is wanted; return the offset to go on from.
+
+        Only records deleted at the log's start can be accepted as lost. Otherwise the partition stops.
+        """
+        source = self._sources.get((topic, partition))
+        while source is not None and (source.is_busy or source.queue) and not source.is_stopped:
+            await self._sleep(LOOK_AGAIN_S)  # what was fetched before is still under way
+        if source is None or source.is_stopped or self._sources.get(source.key) is not source:
+            return None
+        if wanted > end:
+            self._stop(
+                source,
+                LossDetected(
+                    f"offset {wanted} is wanted and the log ends at {end}: the topic was created anew or lost its end; "
+                    "give it a new topics.incarnation"
+                ),
+            )
+            return None
+        if not self._options.accept_loss:
+            self._stop(
+                source,
+                LossDetected(
+                    f"{first - wanted} records from offset {wanted} on were deleted unread; "
+                    "restart the worker with --accept-loss to go on without them"
+                ),
+            )
+            return None
+        position = position_before(first)
+        progress = Progress(source.reader.source, partition, position, position)
+        record = LogRecord(self._options.worker, self._clock.now_ms(), (progress,), loss=True)
+        await self._send_all([[encode_record(record)]] * self._options.targets)
+        log.warning("%s[%d]: %d records were deleted unread: accepted as lost", topic, partition, first - wanted)
+        source.position, source.next_offset, source.expected = position, first, first
+        return first
+
+    # -- chunks ----------------------------------------------------------------------------------------------------
+
+    def submit(self, chunk: FetchedChunk) -> None:
+        """Queue a chunk behind those of its source partition. Never blocks: fetching is paused where too many wait."""
+        source = self._sources.get((chunk.topic, chunk.partition))
+        if source is None or source.is_stopped:
+            return
+        source.queue.append(chunk)
+        source.highwater = chunk.highwater
+        source.wake.set()
+        if len(source.queue) >= QUEUED_CHUNKS and not source.is_held:
+            source.is_held = True
+            self._pauses.pause([source.key])
+
+    def _release(self, source: _Source) -> None:
+        if source.is_held:
+            source.is_held = False
+            if source.key not in self._paused:
+                self._pauses.resume([source.key])
+
+    async def drain(self) -> None:
+        """Wait until all that was submitted is acknowledged, or its source partition stopped."""
+        while any((s.queue or s.is_busy) and not s.is_stopped for s in self._sources.values()):
+            await asyncio.sleep(0)
+
+    async def _work(self, source: _Source) -> None:
+        try:
+            while True:
+                await source.wake.wait()
+                if self._must_wait(source):
+                    await self._sleep(LOOK_AGAIN_S)
+                    continue
+                source.is_busy = True
+                chunk = self._next_chunk(source)
+                if chunk is not None:
+                    await self._ingest(source, chunk)
+                source.is_busy = False
+                if len(source.queue) < QUEUED_CHUNKS:
+                    self._release(source)
+                if not source.queue:
+                    source.wake.clear()
+        except Exception as error:
+            self._stop(source, error)
+
+    def _stop(self, source: _Source, error: Exception) -> None:
+        """Read no more of this source partition until the worker restarts; all others go on."""
+        source.is_stopped, source.is_held, source.is_busy = True, True, False
+        source.queue.clear()
+        self._pauses.pause([source.key])
+        self._metrics.source_paused.labels(source.topic, str(source.partition)).set(1)
+        expected = isinstance(error, LossDetected)
+        log.error(
+            "ingest of %s[%d] stopped at offset %d: %s",
+            source.topic,
+            source.partition,
+            source.next_offset,
+            error if expected else f"{type(error).__name__}: {error}",
+            exc_info=None if expected else error,
+        )
+
+    def _next_chunk(self, source: _Source) -> SourceChunk | None:
+        """Take what waits, joined; ``None`` if it was all acknowledged before.
+
+        Raises:
+            LossDetected: offsets are missing between this chunk and the last.
+        """
+        taken: list[SourceChunk] = []
+        rows = 0
+        while source.queue:
+            chunk = source.queue[0]
+            if taken and (
+                rows + len(chunk.values) > JOINED_ROWS
+                or chunk.timestamp_type != taken[0].timestamp_type
+                or taken[-1].corrupt is not None
+            ):
+                break
+            source.queue.popleft()
+            if chunk.next_offset <= source.expected:
+                continue
+            if chunk.first_offset > source.expected:
+                raise LossDetected(f"fetched from offset {chunk.first_offset} on, expected {source.expected}")
+            fresh: SourceChunk = chunk
+            if chunk.first_offset < source.expected:
+                start = int(chunk.offsets.searchsorted(source.expected))
+                fresh = cut(chunk, start, len(chunk.values), source.expected, chunk.next_offset)
+            source.expected = chunk.next_offset
+            taken.append(fresh)
+            rows += len(fresh.values)
+        return join(taken) if taken else None
+
+    async def _ingest(self, source: _Source, chunk: SourceChunk) -> None:
+        encoded = source.reader.encode(chunk, source.position, self._options.worker, self._clock.now_ms())
+        await self._send_dead_letters(encoded.dead_letters)
+        await self._send_all(encoded.records)
+        source.position, source.next_offset = encoded.upto, chunk.next_offset
+        self._note(source, encoded)
+
+    def _note(self, source: _Source, encoded: Encoded) -> None:
+        self._metrics.flows_in.labels(source.topic).inc(encoded.rows)
+        for letter in encoded.dead_letters:
+            self._metrics.dead_letters.labels(letter.topic, letter.reason.value).inc()
+        now_ms = self._clock.now_ms()
+        for progress in encoded.lanes:
+            key = (progress.lane.name, progress.lane.generation)
+            furthest = progress.clocks[0][1] if progress.clocks else -1
+            clock = source.lanes.get(key)
+            if clock is None:
+                source.lanes[key] = _LaneClock(progress, furthest, now_ms)
+                continue
+            if furthest > clock.furthest_ms:
+                clock.furthest_ms, clock.moved_at_ms = furthest, now_ms
+            clocks = progress.clocks or clock.progress.clocks
+            clock.progress = LaneProgress(progress.lane, clocks, progress.ended)
+        # A replay topic sees many lanes; those that ended were told so to every target and need no more statements.
+        if len(source.lanes) > 1:
+            open_lanes = {key: clock for key, clock in source.lanes.items() if not clock.progress.ended}
+            source.lanes = open_lanes or dict([source.lanes.popitem()])
+
+    # -- sending ---------------------------------------------------------------------------------------------------
+
+    async def _send_dead_letters(self, letters: list[DeadLetter]) -> None:
+        for start in range(0, len(letters), DEAD_LETTERS_AT_ONCE):
+            await _all(self._send_dead_letter(letter) for letter in letters[start : start + DEAD_LETTERS_AT_ONCE])
+
+    async def _send_dead_letter(self, letter: DeadLetter) -> None:
+        message = encode_dead_letter(letter)
+        partition = stable_hash64(letter.key) % self._options.dead_letter_partitions
+        topic = self._options.dead_letter_topic
+        await self._producer.send(topic, partition, message.value, message.key, message.headers)
+
+    async def _send_all(self, records: list[list[bytes]]) -> None:
+        """Send every target its records, one at a time; targets side by side."""
+        await _all(self._send_in_order(target, mine) for target, mine in enumerate(records))
+
+    async def _send_in_order(self, target: int, records: list[bytes]) -> None:
+        for record in records:
+            await self._producer.send(self._options.log_topic, target, record)
+
+    # -- flow control ----------------------------------------------------------------------------------------------
+
+    def hold(self, held: bool) -> None:
+        """Stop taking chunks, or go on: for the time that the graph side lags too far behind."""
+        self._is_held = held
+
+    def pause(self, partitions: Iterable[SourcePartition]) -> None:
+        """Stop source partitions for a flood: they are stated as paused, and windows are marked incomplete."""
+        self._set_paused(set(partitions), True)
+
+    def resume(self, partitions: Iterable[SourcePartition]) -> None:
+        """Undo `pause`."""
+        self._set_paused(set(partitions), False)
+
+    def _set_paused(self, partitions: set[SourcePartition], paused: bool) -> None:
+        for key in partitions:
+            self._metrics.source_paused.labels(key[0], str(key[1])).set(int(paused))
+        if paused:
+            self._paused |= partitions
+            self._pauses.pause(partitions)
+        else:
+            self._paused -= partitions
+            self._pauses.resume(partitions)
+
+    def _must_wait(self, source: _Source) -> bool:
+        without_start = source.reader.commits and source.committed is None  # a later owner might start elsewhere
+        return self._is_held or without_start or source.key in self._paused or self._runs_ahead(source)
+
+    def _runs_ahead(self, source: _Source) -> bool:
+        """Say whether a source partition is so far ahead of others with backlog that open windows would pile up.
+
+        It bounds memory and decides nothing. The one furthest behind never waits, and none waits for a clock that stands.
+        """
+        lane = source.reader.lane
+        if lane is None or lane.mode != "live" or not lane.max_wait_ms:
+            return False
+        key = (lane.name, lane.generation)
+        since_ms = self._clock.now_ms() - lane.max_wait_ms
+        behind = [
+            clock.furthest_ms
+            for other in self._sources.values()
+            if other.reader.lane is not None and other.queue and not other.is_stopped and other.key not in self._paused
+            if (clock := other.lanes.get(key)) is not None and clock.furthest_ms >= 0 and clock.moved_at_ms >= since_ms
+        ]
+        return bool(behind) and source.lanes[key].furthest_ms > min(behind) + lane.max_wait_ms // 2
+
+    # -- statements and commits ------------------------------------------------------------------------------------
+
+    async def tick(self) -> None:
+        """Commit and state what is due."""
+        now_ms = self._clock.now_ms()
+        status = self._status.status()
+        for key, fetch in status.items():
+            source = self._sources.get(key)
+            if source is not None and fetch.highwater is not None:
+                lag = max(0, fetch.highwater - source.next_offset)
+                self._metrics.source_lag.labels(source.topic, str(source.partition)).set(lag)
+        if now_ms - self._stated_at_ms >= self._options.statement_every_ms:
+            self._stated_at_ms = now_ms
+            self._state(status, now_ms)
+        if now_ms - self._committed_at_ms >= COMMIT_EVERY_MS:
+            self._committed_at_ms = now_ms
+            await self._commit(status)
+
+    async def _commit(self, assigned: Collection[SourcePartition]) -> None:
+        async with self._commit_lock:
+            offsets = {
+                key: source.next_offset
+                for key, source in self._sources.items()
+                if key in assigned and source.reader.commits and source.committed != source.next_offset
+            }
+            if offsets and await self._commits.commit(offsets):
+                for key, offset in offsets.items():
+                    if key in self._sources:
+                        self._sources[key].committed = offset
+
+    def _state(self, status: Mapping[SourcePartition, FetchStatus], now_ms: int) -> None:
+        """Send each lane's statement to each target that has acknowledged the last one.
+
+        It may arrive beside a record under way: it speaks of acknowledged positions alone, so whichever comes first,
+        nothing changes that should not.
+        """
+        standings = [
+            standing
+            for key, fetch in status.items()
+            if (source := self._sources.get(key)) is not None and not source.is_stopped
+            for standing in self._standings(source, fetch, now_ms)
+        ]
+        for record in statements(standings, self._options.idle_ms, self._options.worker, now_ms):
+            assert record.lane is not None
+            data = encode_record(record)
+            for target in range(self._options.targets):
+                key3 = (record.lane.name, record.lane.generation, target)
+                if key3 not in self._statements:
+                    task = asyncio.create_task(self._send_statement(target, data))
+                    self._statements[key3] = task
+                    task.add_done_callback(lambda _, key=key3: self._statements.pop(key, None))  # type: ignore[misc]
+
+    async def _send_statement(self, target: int, data: bytes) -> None:
+        try:
+            await self._producer.send(self._options.log_topic, target, data)
+        except Exception as error:
+            log.error("a statement to %s[%d] was refused: %s", self._options.log_topic, target, error)
+
+    def _standings(self, source: _Source, fetch: FetchStatus, now_ms: int) -> Iterable[SourceStanding]:
+        highwater = max(source.highwater, -1 if fetch.highwater is None else fetch.highwater)
+        at_end = fetch.end_reached or source.next_offset >= highwater >= 0
+        for clock in source.lanes.values():
+            progress = clock.progress
+            yield SourceStanding(
+                lane=progress.lane,
+                source=source.reader.source,
+                partition=source.partition,
+                position=source.position,
+                clocks=progress.clocks,
+                has_backlog=bool(source.queue) or source.is_busy or not at_end,
+                fetched_ms_ago=fetch.fetched_ms_ago,
+                unmoved_ms=now_ms - clock.moved_at_ms,
+                ended=progress.ended,
+                paused=source.key in self._paused,
+            )
+
+
+async def _all(sends: Iterable[Awaitable[None]]) -> None:
+    """Await all; the first failure comes out once none is under way any more."""
+    results = await asyncio.gather(*sends, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def _cancel(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

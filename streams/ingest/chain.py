@@ -1,0 +1,181 @@
+"""Rows to records of `tenant-log`: one chain of coordinates per target, cut at coordinates. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from schemas.ids import NO_POSITION, end_position
+from schemas.tenant_log import (
+    ACTIVE,
+    ENDED,
+    MAX_RECORD_BYTES,
+    EdgeIdentity,
+    IntColumn,
+    LaneConfig,
+    LogRecord,
+    PackedColumn,
+    Progress,
+    Rows,
+    encode_record,
+    pack_column,
+)
+from streams.ingest.columns import Clocks, Table, compact
+
+
+def position_before(offset: int) -> int:
+    """Return the position of everything below ``offset``: the first ``after`` of an owner that starts there."""
+    return end_position(offset - 1) if offset > 0 else NO_POSITION
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who writes records, and of which source partition."""
+
+    source: str
+    partition: int
+    worker: str
+    as_of_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Neighbouring messages that speak for one lane (``None``: for coordinates alone).
+
+    Attributes:
+        upto: position that the segment reaches.
+        dead: sorted positions of its dead letters.
+        ended: it holds the end-of-input record of its lane.
+        append_time: times were bounded by the broker's clock.
+    """
+
+    lane: LaneConfig | None
+    table: Table
+    upto: int
+    dead: IntColumn
+    ended: bool = False
+    append_time: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Rows of one target, and what its records say beside them."""
+
+    segment: Segment
+    origin: Origin
+    columns: dict[str, IntColumn]
+    constants: dict[str, PackedColumn]
+    edge: IntColumn
+    edges: list[EdgeIdentity]
+
+
+def encode_segment(
+    segment: Segment, origin: Origin, after: int, targets: int, max_bytes: int = MAX_RECORD_BYTES
+) -> list[list[bytes]]:
+    """Return each target's encoded records: together they cover ``(after, segment.upto]``, the same for every target.
+
+    A record is larger than ``max_bytes`` only if a single row is.
+    """
+    table = segment.table
+    empty = _encode(segment, origin, after, segment.upto, None, is_last=True)
+    records = [[empty]] * targets
+    if not len(table):
+        return records
+    constants, varying = _split_constants(table.columns)
+    # An edge has one target, so edges and rows are put in the order of their targets once, and each target is a slice.
+    edge_order = np.argsort(table.target, kind="stable")
+    edge_bounds = np.searchsorted(table.target[edge_order], np.arange(targets + 1))
+    rank = np.empty(len(edge_order), dtype=np.int64)
+    rank[edge_order] = np.arange(len(edge_order)) - edge_bounds[table.target[edge_order]]
+    row_target = table.target[table.edge].astype(np.uint16)  # numpy sorts 16 bits by radix
+    row_order = np.argsort(row_target, kind="stable")
+    row_bounds = np.searchsorted(row_target[row_order], np.arange(targets + 1))
+    edge = rank[table.edge][row_order]
+    columns = {name: column[row_order] for name, column in varying.items()}
+    names = [table.edges[i] for i in edge_order.tolist()]
+    for target in range(targets):
+        start, stop = int(row_bounds[target]), int(row_bounds[target + 1])
+        if start == stop:
+            continue
+        batch = _Batch(
+            segment,
+            origin,
+            {name: column[start:stop] for name, column in columns.items()},
+            constants,
+            edge[start:stop],
+            names[int(edge_bounds[target]) : int(edge_bounds[target + 1])],
+        )
+        records[target] = _cut(batch, 0, stop - start, after, segment.upto, max_bytes)
+    return records
+
+
+def _split_constants(columns: dict[str, IntColumn]) -> tuple[dict[str, PackedColumn], dict[str, IntColumn]]:
+    """Part columns that say the same for all rows, packed once, from the others; ``position`` always varies."""
+    constants: dict[str, PackedColumn] = {}
+    varying: dict[str, IntColumn] = {"position": columns["position"]}
+    for name, column in columns.items():
+        if name != "position":
+            if column[0] == column[-1] and column.min() == column.max():
+                constants[name] = pack_column(column[:1])
+            else:
+                varying[name] = column
+    return constants, varying
+
+
+def _cut(batch: _Batch, start: int, stop: int, after: int, upto: int, max_bytes: int) -> list[bytes]:
+    """Encode rows ``start`` to ``stop``, in two halves where they are too many for one record."""
+    whole = start == 0 and stop == len(batch.edge)
+    edge, edges = batch.edge[start:stop], batch.edges
+    if not whole:
+        edge, edges, _ = compact(edge, edges)
+    columns = dict(batch.constants)
+    for name, column in batch.columns.items():
+        columns[name] = pack_column(column[start:stop])
+    columns["edge"] = pack_column(edge)
+    rows = Rows(count=stop - start, edges=edges, columns=columns)
+    record = _encode(batch.segment, batch.origin, after, upto, rows, is_last=stop == len(batch.edge))
+    if len(record) <= max_bytes or stop - start == 1:
+        return [record]
+    middle = (start + stop) // 2
+    position = int(batch.columns["position"][middle - 1])
+    return [
+        *_cut(batch, start, middle, after, position, max_bytes),
+        *_cut(batch, middle, stop, position, upto, max_bytes),
+    ]
+
+
+def _encode(segment: Segment, origin: Origin, after: int, upto: int, rows: Rows | None, *, is_last: bool) -> bytes:
+    # Clocks cover the whole segment, so only the record that ends it may state them: rows still to come would be late.
+    clocks: Clocks = segment.table.clocks if is_last else ()
+    first, behind = np.searchsorted(segment.dead, (after, upto), side="right") if len(segment.dead) else (0, 0)
+    progress = Progress(
+        source=origin.source,
+        partition=origin.partition,
+        after=after,
+        upto=upto,
+        clocks=clocks,
+        state=ENDED if segment.ended and is_last else ACTIVE,
+        dead=int(behind - first),
+    )
+    return encode_record(
+        LogRecord(
+            worker=origin.worker,
+            as_of_ms=origin.as_of_ms,
+            progress=(progress,),
+            lane=segment.lane,
+            rows=rows,
+            append_time=segment.append_time,
+        )
+    )
+
+
+def encode_segments(
+    segments: Sequence[Segment], origin: Origin, after: int, targets: int, max_bytes: int = MAX_RECORD_BYTES
+) -> list[list[bytes]]:
+    """Return each target's records of all segments in order; the segments follow each other from ``after`` on."""
+    records: list[list[bytes]] = [[] for _ in range(targets)]
+    for segment in segments:
+        for mine, more in zip(records, encode_segment(segment, origin, after, targets, max_bytes), strict=True):
+            mine.extend(more)
+        after = segment.upto
+    return records

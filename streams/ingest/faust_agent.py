@@ -1,0 +1,197 @@
+"""Ingest as Faust agents over the batching transport: one a source topic, all feeding one `IngestWorker`. Wires ports."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import faust
+from aiokafka.errors import IllegalStateError, KafkaError
+from faust.types import TP
+
+from schemas.errors import ConfigurationError
+from schemas.settings import Settings
+from schemas.tenant_log import LaneConfig, Member
+from streams.batching import (
+    batched_topic,
+    commit,
+    committed,
+    partition_status,
+    pause_partitions,
+    resume_partitions,
+    seek,
+)
+from streams.clock import Clock
+from streams.ingest.agent import IngestOptions, IngestWorker
+from streams.ingest.lanes import declare_lane, source_name
+from streams.ingest.ports import FetchStatus, ProducerPort, SourcePartition
+from streams.ingest.readers import ControlReader, FlowReader, ReplayReader, SourceReader
+from streams.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+REPLAY_MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+
+
+class _Kafka:
+    """The worker's ports, on the app's consumer."""
+
+    def __init__(self, app: faust.App, topics: frozenset[str]) -> None:
+        self._app = app
+        self._topics = topics
+
+    async def commit(self, offsets: Mapping[SourcePartition, int]) -> bool:
+        try:
+            return await commit(self._app, {TP(*key): offset for key, offset in offsets.items()})
+        except KafkaError as error:
+            log.warning("offsets of %d source partitions are not committed yet: %s", len(offsets), error)
+            return False
+
+    def pause(self, partitions: Iterable[SourcePartition]) -> None:
+        pause_partitions(self._app, [TP(*key) for key in partitions])
+
+    def resume(self, partitions: Iterable[SourcePartition]) -> None:
+        resume_partitions(self._app, [TP(*key) for key in partitions])
+
+    def status(self) -> dict[SourcePartition, FetchStatus]:
+        now_ms = int(time.monotonic() * 1000)  # the clock that the transport stamps fetches with
+        return {
+            (tp.topic, tp.partition): FetchStatus(
+                highwater=status.highwater,
+                end_reached=status.end_reached,
+                fetched_ms_ago=None if status.last_fetch_ms is None else now_ms - status.last_fetch_ms,
+            )
+            for tp, status in partition_status(self._app).items()
+            if tp.topic in self._topics
+        }
+
+
+class IngestAgents:
+    """The ingest side of a worker. `topics`, `start_offset` and `on_out_of_range` belong into the app's `use_batching`.
+
+    Attributes:
+        topics: source topics, the replay topic and the controls.
+        worker: what does the work.
+    """
+
+    def __init__(
+        self,
+        app: faust.App,
+        settings: Settings,
+        counts: Mapping[str, int],
+        producer: ProducerPort,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._latest = {flow.topic for flow in settings.flows if flow.start == "latest"}
+        self._lanes: dict[str, LaneConfig] = {}
+        self._readers = self._make_readers(counts)
+        self.topics = frozenset(self._readers)
+        topics = settings.topics
+        kafka = _Kafka(app, self.topics)
+        self.worker = IngestWorker(
+            IngestOptions(
+                worker=f"{socket.gethostname()}:{os.getpid()}",
+                log_topic=topics.name("tenant_log"),
+                targets=counts[topics.name("tenant_log")],
+                dead_letter_topic=topics.name("dead_letter"),
+                dead_letter_partitions=counts[topics.name("dead_letter")],
+                statement_every_ms=settings.worker.statement_every_ms,
+                idle_ms={lane.name: lane.idle_ms for lane in settings.lanes},
+                accept_loss=settings.worker.accept_loss,
+            ),
+            self._readers,
+            producer=producer,
+            commits=kafka,
+            pauses=kafka,
+            status=kafka,
+            clock=clock,
+            metrics=metrics,
+        )
+        for topic in sorted(self.topics):
+            app.agent(batched_topic(app, topic), name=f"ingest-{topic}", concurrency=1)(self._take)
+        app.on_partitions_assigned.connect(self._on_assigned)
+        app.task(self._tick)
+
+    def _make_readers(self, counts: Mapping[str, int]) -> dict[str, SourceReader]:
+        settings, topics = self._settings, self._settings.topics
+        targets, replay = counts[topics.name("tenant_log")], topics.name("replay")
+        flows = [flow for flow in settings.flows if flow.topic != replay]
+        self._lanes.update(
+            (lane.name, declare_lane(lane, flows, counts, topics.incarnation)) for lane in settings.lanes
+        )
+        readers: dict[str, SourceReader] = {}
+        for flow in flows:
+            if flow.topic in readers:
+                raise ConfigurationError(f"flows: topic {flow.topic!r} is configured twice")
+            source = source_name(flow.topic, topics.incarnation)
+            readers[flow.topic] = FlowReader(flow, source, self._lanes[flow.lane], targets)
+        member = Member(source_name(replay, topics.incarnation), counts[replay])
+        readers[replay] = ReplayReader(replay, member, lambda: self._lanes, targets, REPLAY_MAX_MESSAGE_BYTES)
+        controls = topics.name("drift_controls")
+        readers[controls] = ControlReader(source_name(controls, topics.incarnation), targets)
+        return readers
+
+    async def start_offset(self, tp: TP) -> int:
+        """Return where a partition of a new assignment goes on; a hook of the batching transport."""
+        found = (await committed(self._app, [tp]))[tp]
+        first = 0
+        if found is None:
+            thread = self._app.consumer.thread
+            start, end = await thread.run(thread.log_range, tp)
+            first = end if tp.topic in self._latest else start
+        return await self.worker.start(tp.topic, tp.partition, found, first)
+
+    async def on_out_of_range(self, tp: TP, wanted: int, start: int, end: int) -> None:
+        """Stop a partition whose log has lost what is wanted, or go on if the operator accepts it; a hook likewise."""
+        offset = await self.worker.accept_loss(tp.topic, tp.partition, wanted, start, end)
+        if offset is not None:
+            with contextlib.suppress(IllegalStateError):  # assigned elsewhere meanwhile
+                await seek(self._app, tp, offset)
+
+    async def _take(self, stream: Any) -> None:
+        async for chunk in stream:
+            self.worker.submit(chunk)
+
+    async def _on_assigned(self, _app: Any, *arguments: Any, **_: Any) -> None:
+        assigned: set[TP] = arguments[0]
+        mine = {(tp.topic, tp.partition) for tp in assigned if tp.topic in self.topics}
+        await self.worker.revoke([key for key in self.worker.sources() if key not in mine])
+
+    async def _tick(self) -> None:
+        while not self._app.should_stop:
+            try:
+                await self.worker.tick()
+            except Exception:
+                log.exception("commits and statements are late")  # tried again with the next tick
+            await asyncio.sleep(TICK_S)
+
+    async def close(self) -> None:
+        """Commit what is acknowledged and stop; before the app stops."""
+        await self.worker.close()
+
+
+def register_ingest(
+    app: faust.App,
+    settings: Settings,
+    counts: Mapping[str, int],
+    producer: ProducerPort,
+    metrics: Metrics,
+    clock: Clock,
+) -> IngestAgents:
+    """Put the ingest agents on an app that has not started.
+
+    Args:
+        counts: partition counts of all our topics and source topics.
+
+    Raises:
+        ConfigurationError: a topic's format or tenant rule cannot be used.
+    """
+    return IngestAgents(app, settings, counts, producer, metrics, clock)

@@ -1,0 +1,199 @@
+"""What a source format is: bytes of messages in, rows of flows out. Pure.
+
+To add a producer's format: one file beside this one with a subclass of `RecordFormat`, one line in `registry.py`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from schemas.dead_letter import Reason
+from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN, Flow
+from schemas.ids import MAX_RECORDS_PER_MESSAGE
+from schemas.tenant_log import EdgeIdentity, IntColumn
+from streams.result import WHOLE_MESSAGE, Refusal, Rejected
+
+MEASURES = ("calls", "errors", "denied", "bytes_out", "bytes_in", "packets_out", "packets_in", "latency_us")
+
+Tenants = str | Sequence[str | None] | None
+"""Tenants of rows: one for all, one by message, or ``None``: each row names its own."""
+
+
+class FlowRows(Protocol):
+    """Rows of consecutive messages in order of (message, index).
+
+    Attributes:
+        message: index of each row's message among those decoded; may be set anew.
+        index: index of each row's record in its message.
+        columns: ``time_ms``, ``side`` and those of ``MEASURES`` that any row knows; int64, -1 is unknown.
+    """
+
+    message: IntColumn
+    index: IntColumn
+    columns: dict[str, IntColumn]
+
+    def group(self, tenants: Tenants) -> tuple[IntColumn, list[EdgeIdentity]]:
+        """Return each row's edge code and the identities they stand for, in order of first appearance.
+
+        The tenant of an identity is ``None`` where there is none.
+        """
+        ...
+
+    def hosts(self, rows: Sequence[int]) -> list[str]:
+        """Return who reported these rows: the host, else the client service."""
+        ...
+
+    def payload(self, row: int) -> bytes:
+        """Return the bytes of one row's record, for a dead letter."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What became of a sequence of messages: every record is either a row or rejected."""
+
+    runs: list[FlowRows]
+    rejected: list[Rejected]
+
+
+class SourceFormat(Protocol):
+    """A named way to read messages."""
+
+    @property
+    def name(self) -> str:
+        """Name in the configuration and on dead letters."""
+        ...
+
+    def decode(self, values: Sequence[bytes]) -> Decoded:
+        """Decode messages, each on its own: no message can change what becomes of its neighbours."""
+        ...
+
+
+_FIELDS = tuple(field.name for field in msgspec.structs.fields(Flow))
+_PROTOCOLS: dict[str | None, int] = {None: UNKNOWN}
+_PROTOCOLS.update(PROTOCOL_NUMBERS.items())
+_SIDES: dict[str | None, int] = {None: SIDE_CLIENT, "client": SIDE_CLIENT, "server": SIDE_SERVER}
+
+
+def _numbers(values: Sequence[int | None]) -> IntColumn:
+    try:
+        return np.fromiter(values, dtype=np.int64, count=len(values))
+    except TypeError:  # None: unknown
+        return np.fromiter((UNKNOWN if v is None else v for v in values), dtype=np.int64, count=len(values))
+
+
+class StructRows:
+    """Rows from structs with the fields of `Flow` in its order; integers may be -1 instead of ``None``."""
+
+    def __init__(
+        self, flows: Sequence[Any], message: IntColumn, index: IntColumn, payload: Callable[[int, int], bytes]
+    ) -> None:
+        # One C call a row and one transposition are cheaper than an attribute access for every value.
+        columns = dict(zip(_FIELDS, zip(*map(msgspec.structs.astuple, flows), strict=True), strict=True))
+        self.message = message
+        self.index = index
+        self._decoded_as = message  # ``message`` may be renumbered by whoever left messages out before decoding
+        self._payload = payload
+        self._src: tuple[str, ...] = columns["src"]
+        self._dst: tuple[str, ...] = columns["dst"]
+        self._tenant: tuple[str | None, ...] = columns["tenant"]
+        self._host: tuple[str | None, ...] = columns["host"]
+        self._protocol: tuple[str | None, ...] = columns["protocol"]
+        ports: Sequence[int | None] = columns["port"]
+        self._port: Sequence[int | None] = ports
+        if None in ports:
+            self._port = [UNKNOWN if port is None else port for port in ports]
+        self.columns: dict[str, IntColumn] = {"time_ms": _numbers(columns["time_ms"])}
+        for name in MEASURES:
+            values = _numbers(columns[name])
+            if values.max() != UNKNOWN:
+                self.columns[name] = values
+        reporters: tuple[str | None, ...] = columns["reporter"]
+        if "server" in reporters:
+            self.columns["side"] = np.fromiter(map(_SIDES.__getitem__, reporters), np.int64, len(reporters))
+        else:
+            self.columns["side"] = np.full(len(reporters), SIDE_CLIENT, dtype=np.int64)
+
+    def group(self, tenants: Tenants) -> tuple[IntColumn, list[EdgeIdentity]]:
+        """Return edge codes and identities; see `FlowRows`."""
+        size = len(self.message)
+        names: Iterable[str | None]
+        if tenants is None:
+            names = self._tenant
+        elif isinstance(tenants, str):
+            names = (tenants,) * size
+        else:
+            names = map(tenants.__getitem__, self.message.tolist())
+        protocols = map(_PROTOCOLS.__getitem__, self._protocol)
+        table: dict[Any, int] = {}
+        keys = zip(names, self._src, self._dst, self._port, protocols, strict=True)
+        # dict.setdefault(key, row) returns the row where the key appeared first, without a line of Python a row.
+        first = np.fromiter(map(table.setdefault, keys, count()), dtype=np.int64, count=size)
+        ranks = np.cumsum(first == np.arange(size)) - 1
+        return ranks[first], list(table)
+
+    def hosts(self, rows: Sequence[int]) -> list[str]:
+        """Return the reporting hosts; see `FlowRows`."""
+        return [self._host[row] or self._src[row] for row in rows]
+
+    def payload(self, row: int) -> bytes:
+        """Return the bytes of one record; see `FlowRows`."""
+        return self._payload(int(self._decoded_as[row]), int(self.index[row]))
+
+
+class RecordFormat(ABC):
+    """A format whose messages hold one record or a few: name it and write `records`."""
+
+    name: str
+
+    @abstractmethod
+    def records(self, value: bytes) -> Iterable[Flow | Refusal]:
+        """Read one message.
+
+        Yields a flow or a refusal (that record becomes a dead letter) for every record, in order.
+
+        Raises:
+            Refusal: the whole message becomes a dead letter.
+        """
+
+    def decode(self, values: Sequence[bytes]) -> Decoded:
+        """Decode messages one by one; flows are checked against the bounds of `Flow`."""
+        flows: list[Flow] = []
+        messages: list[int] = []
+        indexes: list[int] = []
+        rejected: list[Rejected] = []
+        for number, value in enumerate(values):
+            try:
+                for index, record in enumerate(self._read(value)):
+                    if isinstance(record, Flow):
+                        flows.append(record)
+                        messages.append(number)
+                        indexes.append(index)
+                    else:
+                        rejected.append(Rejected(number, index, record.reason, record.detail, value))
+            except Refusal as refusal:
+                rejected.append(Rejected(number, WHOLE_MESSAGE, refusal.reason, refusal.detail, value))
+        if not flows:
+            return Decoded([], rejected)
+        rows = StructRows(flows, np.array(messages), np.array(indexes), lambda message, _: values[message])
+        return Decoded([rows], rejected)
+
+    def _read(self, value: bytes) -> list[Flow | Refusal]:
+        records = list(self.records(value))
+        if not records:
+            raise Refusal(Reason.EMPTY, "the message holds no record")
+        if len(records) > MAX_RECORDS_PER_MESSAGE:
+            raise Refusal(Reason.TOO_MANY_RECORDS, f"{len(records)} records in one message")
+        return [_checked(record) if isinstance(record, Flow) else record for record in records]
+
+
+def _checked(flow: Flow) -> Flow | Refusal:
+    try:
+        return msgspec.convert(msgspec.structs.asdict(flow), Flow)
+    except msgspec.ValidationError as error:
+        return Refusal(Reason.INVALID_VALUE, str(error))
