@@ -1,6 +1,7 @@
 """One lane of one partition: rows are folded into open windows, and the watermark closes them. Pure, deterministic."""
 
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import msgspec
 import numpy as np
@@ -11,7 +12,7 @@ from models.drift.findings import FindingBook, Scope
 from models.graph.admission import TenantEdges, admit
 from models.graph.clock import LaneClock
 from models.graph.output import Output, RowDeadLetter
-from models.graph.registry import Registry
+from models.graph.registry import Registry, distinct
 from models.graph.window import WindowTable
 from schemas.dead_letter import Reason
 from schemas.detection import DetectionConfig
@@ -23,6 +24,8 @@ IntColumn = npt.NDArray[np.int64]
 DAY_MS = 86_400_000
 MAX_OPEN_WINDOWS = 512
 """Windows open at once; rows beyond are folded into the nearest one. Only hostile clocks come near it."""
+NO_LIMIT = (1 << 63) - 1
+_MEASURED = ("errors", "denied", "bytes_out", "bytes_in", "packets_out", "packets_in", "latency_us")
 
 
 @dataclass(slots=True)
@@ -99,29 +102,31 @@ class LaneState:
         good = columns["position"] > applied
         output.counts["repeated"] += int(len(good) - good.sum())
         good = self._refuse(record, columns, good, output)
-        if not good.all():
+        whole = bool(good.all())
+        if not whole:
             columns = {name: column[good] for name, column in columns.items()}
         if not len(columns["position"]):
             return output
         times = self._believed_times(record, columns)
         codes = columns["edge"]
         edges = record.rows.edges
-        numbers, is_new = self._numbers(edges, None if good.all() else codes)
+        numbers, is_new = self._numbers(edges, None if whole else codes)
         index = times // self.config.window_ms
         index, late = self._place(index, columns)
-        output.counts["late"] += int(late.sum())
-        output.counts["skewed"] += int((columns["skewed"] > 0).sum())
-        output.counts["on_time"] += int((~late).sum())
+        late_rows = int(np.count_nonzero(late))
+        output.counts["late"] += late_rows
+        output.counts["skewed"] += int(np.count_nonzero(columns["skewed"] > 0))
+        output.counts["on_time"] += len(late) - late_rows
         self._note_first_seen(numbers, codes, times)
         capacity = self.registry.edge.capacity
-        first = int(index[0])
-        if (index == first).all():
-            self._window(first).fold(columns, codes, numbers, late if late.any() else None, capacity)
+        touched = distinct(index)
+        if len(touched) == 1:
+            self._window(touched[0]).fold(columns, codes, numbers, late if late_rows else None, capacity)
         else:
-            for value in np.unique(index).tolist():
-                rows = index == value
+            for value in touched:
+                rows = np.flatnonzero(index == value)
                 part = {name: column[rows] for name, column in columns.items()}
-                self._window(value).fold(part, codes[rows], numbers, late[rows] if late.any() else None, capacity)
+                self._window(value).fold(part, codes[rows], numbers, late[rows] if late_rows else None, capacity)
         if self.closed_index is not None:
             self._early(output, edges, numbers, is_new, codes, times, index, columns)
         return output
@@ -131,13 +136,23 @@ class LaneState:
     ) -> npt.NDArray[np.bool_]:
         """Dead-letter rows that cannot be folded; what they would break is checked before anything is changed."""
         assert record.rows is not None
-        edges = columns["edge"]
-        broken = (edges < 0) | (edges >= len(record.rows.edges)) | (columns["calls"] < 1) | (columns["time_ms"] < 0)
-        for name in ("errors", "denied", "bytes_out", "bytes_in", "packets_out", "packets_in", "latency_us"):
-            broken |= (columns[name] > MAX_MEASURE) | (columns[name] < -1)
-        future = np.zeros(len(good), dtype=bool)
-        if not record.append_time:
-            future = columns["time_ms"] > record.as_of_ms + DAY_MS
+        if not len(good):
+            return good
+        latest_ms = NO_LIMIT if record.append_time else record.as_of_ms + DAY_MS
+        bounds = {
+            "edge": (0, len(record.rows.edges) - 1),
+            "calls": (1, NO_LIMIT),
+            "time_ms": (0, NO_LIMIT),
+            **dict.fromkeys(_MEASURED, (-1, MAX_MEASURE)),
+        }
+        # Nearly every record is sound: two extremes a column say so without a mask.
+        outside = [n for n, (low, high) in bounds.items() if columns[n].min() < low or columns[n].max() > high]
+        if not outside and columns["time_ms"].max() <= latest_ms:
+            return good
+        broken = np.zeros(len(good), dtype=bool)
+        for name in outside:
+            broken |= (columns[name] < bounds[name][0]) | (columns[name] > bounds[name][1])
+        future = columns["time_ms"] > latest_ms
         for mask, reason, detail in (
             (broken & good, Reason.STATE_MACHINE, "a value is outside its bounds"),
             (future & good & ~broken, Reason.FUTURE, "more than a day ahead of the log's clock"),
@@ -149,7 +164,7 @@ class LaneState:
         return good & ~broken & ~future
 
     def _believed_times(self, record: LogRecord, columns: dict[str, IntColumn]) -> IntColumn:
-        """Fold records that are ahead of the log's clock at that clock, marked ``skewed``; ingest did so for LogAppendTime."""
+        """Fold records ahead of the log's clock at that clock, marked ``skewed``; ingest did so for LogAppendTime."""
         times = columns["time_ms"]
         if record.append_time or self.config.mode != "live":
             return times
@@ -163,15 +178,17 @@ class LaneState:
         self, edges: list[tuple[str, str, str, int, int]], used: IntColumn | None
     ) -> tuple[IntColumn, list[int]]:
         """Return edge numbers by code, and the codes that are new."""
-        found = list(map(self.registry.edge_number.get, edges))
+        number_of = self.registry.edge_number.get
+        found = np.fromiter(map(number_of, edges, repeat(-1)), dtype=np.int64, count=len(edges))
         new: list[int] = []
-        if None in found:
+        missing = np.flatnonzero(found < 0)
+        if len(missing):
             wanted = range(len(edges)) if used is None else np.unique(used).tolist()
-            for code in wanted:
-                if found[code] is not None:
-                    continue
+            if used is not None:
+                missing = missing[np.isin(missing, used)]
+            for code in missing.tolist():
                 identity = edges[code]
-                again = self.registry.edge_number.get(identity)
+                again = number_of(identity)
                 if again is not None:
                     found[code] = again
                     continue
@@ -185,11 +202,10 @@ class LaneState:
                 overflow = {t: s.edges.overflow for t, s in self.tenants.items() if s.edges.overflow is not None}
                 if overflow:
                     for code in wanted:
-                        current = self.registry.edge_number.get(edges[code])
-                        if current is None:
+                        if number_of(edges[code]) is None:
                             found[code] = overflow[self.registry.tenant_number[edges[code][0]]]
                     new = [code for code in new if edges[code] in self.registry.edge_number]
-        return np.array([0 if number is None else number for number in found], dtype=np.int64), new
+        return np.maximum(found, 0), new
 
     def _place(self, index: IntColumn, columns: dict[str, IntColumn]) -> tuple[IntColumn, npt.NDArray[np.bool_]]:
         """Return the window index each row is folded into, and which rows are late."""
@@ -198,7 +214,7 @@ class LaneState:
             late = index < self.closed_index
             if late.any():
                 index = np.maximum(index, self.closed_index)
-        fresh = [value for value in np.unique(index).tolist() if value not in self.windows]
+        fresh = [value for value in distinct(index) if value not in self.windows]
         if len(self.windows) + len(fresh) > MAX_OPEN_WINDOWS:
             allowed = sorted([*self.windows, *fresh[: max(1, MAX_OPEN_WINDOWS - len(self.windows))]])
             slot = np.clip(np.searchsorted(allowed, index), 0, len(allowed) - 1)
@@ -217,10 +233,11 @@ class LaneState:
 
     def _note_first_seen(self, numbers: IntColumn, codes: IntColumn, times: IntColumn) -> None:
         columns = self.registry.edge.array
-        rows = ~columns["known"][numbers].astype(bool)[codes]
-        if rows.any():
+        unknown = ~columns["known"][numbers]
+        if unknown.any():
+            rows = np.flatnonzero(unknown[codes])
             np.minimum.at(columns["first_seen_ms"], numbers[codes[rows]], times[rows])
-            self.registry.touch(numbers[np.unique(codes[rows])])
+            self.registry.touch(numbers[codes[rows]])
 
     # -- early detections ------------------------------------------------------------------------------------------
 
@@ -235,7 +252,7 @@ class LaneState:
         index: IntColumn,
         columns: dict[str, IntColumn],
     ) -> None:
-        """Raise what no record still to come can undo: unknown edges, and bursts far beyond any limit still possible."""
+        """Raise what no record still to come can undo: unknown edges, bursts far beyond any limit still possible."""
         candidates = [c for c in is_new if self._fires_early(self.registry.tenant_number[edges[c][0]])]
         order = np.argsort(codes, kind="stable") if candidates else codes
         starts = np.searchsorted(codes[order], candidates)

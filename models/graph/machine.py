@@ -1,4 +1,4 @@
-"""The state machine of one `tenant-log` partition: a pure function of the log up to an offset. Nothing else reaches it."""
+"""The state machine of one `tenant-log` partition: a pure function of the log up to an offset, of nothing else."""
 
 import msgspec
 
@@ -113,7 +113,7 @@ class Machine:
             output = Output()
             output.counts["stale_generation"] += record.rows.count if record.rows is not None else 0
             return output
-        elif _rank(config) > _rank(lane.config) or config.members != lane.config.members:
+        elif config != lane.config and (_rank(config) > _rank(lane.config) or config.members != lane.config.members):
             lane.declare(config)
             self.take_settings(lane)
         output = Output()

@@ -44,6 +44,20 @@ SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
 }
 
 
+_DENSE_SPAN = 1 << 16
+
+
+def distinct(values: npt.NDArray[np.int64]) -> list[int]:
+    """Return the distinct values of a column that is not empty, ascending; close neighbours are the quick case."""
+    low, high = int(values.min()), int(values.max())
+    if low == high:
+        return [low]
+    if high - low < _DENSE_SPAN:
+        found: list[int] = (np.flatnonzero(np.bincount(values - low)) + low).tolist()
+        return found
+    return sorted(np.unique(values).tolist())
+
+
 class Columns:
     """Arrays of one length that grow together, doubling."""
 
@@ -103,8 +117,10 @@ class Registry:
     def _service(self, tenant: int, name: str) -> int:
         number = self.service_number.get((tenant, name))
         if number is None:
-            number = self.service_number[(tenant, name)] = len(self.services)
-            self.services.append((tenant, name))
+            number = len(self.services)
+            service = (tenant, name)
+            self.service_number[service] = number
+            self.services.append(service)
             self.service.reserve(number + 1)
             self.service.array["tenant"][number] = tenant
             self.service.array["external"][number] = is_external(name)
@@ -115,6 +131,8 @@ class Registry:
         """Give a new edge a number; it is unknown until its window closes."""
         tenant = self.tenant(identity[0])
         src, dst = self._service(tenant, identity[1]), self._service(tenant, identity[2])
+        # Edges share the strings of their services: a third of the memory, and fewer cache misses at every lookup.
+        identity = (self.tenants[tenant], self.services[src][1], self.services[dst][1], identity[3], identity[4])
         if self.free:
             number = self.free.pop()
             self.edge.clear(number)
@@ -144,9 +162,10 @@ class Registry:
 
     def touch(self, numbers: npt.NDArray[np.int64]) -> None:
         """Note that the memory of edges, and of the services they start at, has changed."""
-        self.edge_pages.update(np.unique(numbers // PAGE_ROWS).tolist())
-        self.service_pages.update(np.unique(self.edge.array["src"][numbers] // PAGE_ROWS).tolist())
-        self.service_pages.update(np.unique(self.edge.array["dst"][numbers] // PAGE_ROWS).tolist())
+        if len(numbers):
+            self.edge_pages.update(distinct(numbers // PAGE_ROWS))
+            self.service_pages.update(distinct(self.edge.array["src"][numbers] // PAGE_ROWS))
+            self.service_pages.update(distinct(self.edge.array["dst"][numbers] // PAGE_ROWS))
 
     def learn(self, numbers: npt.NDArray[np.int64]) -> None:
         """Edges of a closed window become known, with their services and pairs."""

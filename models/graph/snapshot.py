@@ -1,7 +1,7 @@
 """Taking the state machine apart into named chunks and putting it together again. Pure; bytes in, bytes out.
 
 Edges and services are cut into pages, so that a checkpoint writes only the pages that changed. Open windows, findings
-and the rest are small or change all the time and are written whole. ``restore(take(state)) == state`` in all it will do.
+and the rest are small or change all the time and are written whole. ``restore(take(state))`` does all that ``state`` will.
 """
 
 from collections.abc import Iterator
@@ -115,7 +115,7 @@ def _pages(size: int) -> range:
 
 
 def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, bytes | None]]:
-    """Yield ``(name, bytes)`` of every live chunk; ``None`` instead of bytes where it has not changed since the last take.
+    """Yield ``(name, bytes)`` of every live chunk; ``None`` instead of bytes where nothing changed since the last take.
 
     Call ``mark_clean`` once the chunks are stored.
     """

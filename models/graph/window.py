@@ -146,7 +146,7 @@ class WindowTable:
         Late rows of both sides are kept: they are counted, not measured.
 
         Shapes:
-            returns: measures ``(M, capacity)`` int64; flows of the other side ``(capacity,)``; server chosen ``(capacity,)``.
+            returns: measures ``(M, capacity)`` int64; flows of the other side and "server chosen", ``(capacity,)`` each.
         """
         flows = MEASURE_INDEX["flows"]
         late = [MEASURE_INDEX[name] for name in ("late_flows", "late_calls", "late_bytes")]
