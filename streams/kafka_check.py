@@ -4,6 +4,7 @@ Uses aiokafka below its public API (`create_conn`), because its clients keep the
 """
 
 import asyncio
+import os
 import ssl
 from typing import Any
 
@@ -61,7 +62,9 @@ async def _reach(host: str, port: int) -> None:
     except TimeoutError:
         raise _unreachable(host, port, "no answer") from None
     except OSError as error:
-        raise _unreachable(host, port, error.strerror or str(error)) from None
+        # asyncio puts its own words into strerror; the system's say more
+        number = error.errno or 0
+        raise _unreachable(host, port, os.strerror(number) if number > 0 else str(error)) from None
     writer.close()
 
 
@@ -102,6 +105,9 @@ async def _talk(
     try:
         connection = await create_conn(host, port, request_timeout_ms=int(timeout_s * 1000), **arguments)
         metadata = await connection.send(MetadataRequest([]))
+        if settings.sasl_mechanism == "OAUTHBEARER" and not metadata.brokers:
+            # a refused token comes back as a challenge, which aiokafka takes for success: then every answer is empty
+            raise SaslAuthenticationFailed
         return [(str(broker[1]), int(broker[2])) for broker in metadata.brokers]
     except UnsupportedSaslMechanismError:
         raise ConfigurationError(
@@ -136,13 +142,13 @@ async def _explain_closed(settings: KafkaSettings, host: str, port: int, error: 
     """Say why a broker that accepted the connection closed it."""
     where = f"{host}:{port}"
     cause = error if isinstance(error, ssl.SSLError) else error.__cause__
-    if isinstance(cause, ssl.SSLError) and "CERTIFICATE_REQUIRED" in (cause.reason or ""):
+    if isinstance(cause, ssl.SSLError):  # in TLS 1.3 a server judges our certificate after the handshake
+        if settings.ssl_cert_file is None:
+            return ConfigurationError(
+                f"{where} asks for a client certificate: set kafka.ssl_cert_file and kafka.ssl_key_file"
+            )
         return ConfigurationError(
-            f"{where} asks for a client certificate: set kafka.ssl_cert_file and kafka.ssl_key_file"
-        )
-    if isinstance(cause, ssl.SSLError):
-        return ConfigurationError(
-            f"{where} ended TLS ({cause.reason}): its authority does not accept kafka.ssl_cert_file, or asks for one"
+            f"{where} does not accept kafka.ssl_cert_file ({cause.reason}): use one of an authority that it trusts"
         )
     if not uses_tls(settings) and await _speaks_tls(host, port):
         return ConfigurationError(f"{where} speaks TLS: set kafka.security_protocol to SSL or SASL_SSL")

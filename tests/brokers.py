@@ -120,7 +120,7 @@ def apache_listeners(certificates: Path) -> list[Listener]:
     }
     scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
     plain = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
-    oauth = 'org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";'
+    oauth = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required"
     passwords = {
         "sasl.enabled.mechanisms": "SCRAM-SHA-512,SCRAM-SHA-256,PLAIN",
         "scram-sha-512.sasl.jaas.config": scram,
@@ -136,7 +136,11 @@ def apache_listeners(certificates: Path) -> list[Listener]:
         Listener(
             "OAUTH",
             "SASL_SSL",
-            tls | {"sasl.enabled.mechanisms": "OAUTHBEARER", "oauthbearer.sasl.jaas.config": oauth},
+            tls
+            | {
+                "sasl.enabled.mechanisms": "OAUTHBEARER",
+                "oauthbearer.sasl.jaas.config": f'{oauth} unsecuredLoginStringClaim_sub="broker";',
+            },
         ),
     ]
 

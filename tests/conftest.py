@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from deploy.brokers.kafka import KafkaBroker
 from schemas.settings import ClickHouseSettings, FlowTopic, KafkaSettings, Settings, TopicSettings, WorkerSettings
@@ -112,15 +113,15 @@ def settings_for(unique_name: str, tmp_path: Path) -> Callable[..., Settings]:
             "topics": TopicSettings(names=names, partitions=partitions),
             "flows": (FlowTopic(topic=f"{unique_name}-flows"),),
             "worker": WorkerSettings(group=unique_name, state_directory=tmp_path / "state"),
-            "clickhouse": ClickHouseSettings(dsn=f"chdb://{tmp_path}/clickhouse"),  # type: ignore[arg-type]
+            "clickhouse": ClickHouseSettings(dsn=SecretStr(f"chdb://{tmp_path}/clickhouse")),
         }
         return Settings(**(values | changes))
 
     return make
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
     """Say which broker the session used."""
-    line = brokers.read_choice(config._tmp_path_factory.getbasetemp() / "brokers")  # type: ignore[attr-defined]
+    line = brokers.read_choice(config._tmp_path_factory.getbasetemp() / "brokers")
     if line is not None:
         terminalreporter.write_line(line)

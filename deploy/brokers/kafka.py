@@ -82,6 +82,8 @@ def resolve_classpath(cache: Path, *, deadline_s: float = RESOLVE_DEADLINE_S) ->
 class KafkaBroker:
     """One Apache Kafka node. What it holds stays in ``directory``: `kill` and `start` again is a broker restart.
 
+    The node ends when this object is dropped, or its process dies.
+
     Args:
         directory: data, configuration and log.
         listeners: for clients; the first also carries the broker's own traffic, so it must be PLAINTEXT

@@ -87,6 +87,8 @@ def hold(users: Path) -> IO[bytes]:
 class ServerProcess:
     """One child process with its log, and the guard that ends it when its users are gone.
 
+    This object is a user: keep it for as long as the server is needed.
+
     Args:
         name: for error texts.
         command: program and arguments.

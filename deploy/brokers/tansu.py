@@ -44,7 +44,7 @@ def tansu_binary(directory: Path) -> Path:
 
 
 class TansuBroker:
-    """One Tansu on loopback. Topics, records and offsets are gone when it stops.
+    """One Tansu on loopback. Topics, records and offsets are gone when it stops, or when this object is dropped.
 
     Args:
         directory: where its log goes.
@@ -107,7 +107,7 @@ class TansuBroker:
     def stop(self) -> None:
         """End it, with all it holds. Nothing happens if it does not run."""
         if self._process is not None:
-            self._process.stop(deadline_s=5)
+            self._process.kill()  # on SIGTERM it waits for its clients, and it has nothing to save
 
     def kill(self) -> None:
         """End it at once, as a crash would."""

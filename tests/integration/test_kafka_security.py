@@ -64,7 +64,7 @@ def issuer() -> Iterator[TokenIssuer]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
         made.url = f"http://127.0.0.1:{server.server_address[1]}/token"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield made
         server.shutdown()
 
@@ -290,9 +290,11 @@ async def test_a_name_nobody_knows_is_said() -> None:
 
 
 async def test_a_server_that_is_silent_is_said() -> None:
-    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as silent:  # accepts, never reads
-        with pytest.raises(ConfigurationError, match="no answer within 1 s"):
-            await check_connection(KafkaSettings(bootstrap=f"127.0.0.1:{silent.server_address[1]}"), timeout_s=1)
+    with (
+        socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as silent,  # listens, never reads
+        pytest.raises(ConfigurationError, match="no answer within 1 s"),
+    ):
+        await check_connection(KafkaSettings(bootstrap=f"127.0.0.1:{silent.server_address[1]}"), timeout_s=1)
 
 
 async def _make_topic(settings: KafkaSettings, name: str) -> None:
