@@ -89,6 +89,7 @@ def quantiles(
         rank = np.maximum(1, np.ceil(total[present] * q)).astype(np.int64)
         at = np.searchsorted(running, group_start[present] + rank, side="left")
         into = rank - (running[at] - counts[at] - group_start[present])
-        column[present] = lower[at] + (width[at] * (2 * into - 1)) // (2 * counts[at])
+        # A share below 1 times a power of two: floats lose nothing here, where the integer product could overflow.
+        column[present] = lower[at] + (width[at] * ((2 * into - 1) / (2 * counts[at]))).astype(np.int64)
         result.append(column)
     return result

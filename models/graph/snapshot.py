@@ -1,7 +1,7 @@
 """Taking the state machine apart into named chunks and putting it together again. Pure; bytes in, bytes out.
 
 Edges and services are cut into pages, so that a checkpoint writes only the pages that changed. Open windows, findings
-and the rest are small or change all the time and are written whole. ``restore(take(state))`` does all that ``state`` will.
+and the rest are small or change all the time and are written whole. ``restore(take(state))`` does what ``state`` does.
 """
 
 from collections.abc import Iterator
@@ -299,6 +299,6 @@ def _restore_window(lane: str, index: int, capacity: int, chunks: dict[str, byte
     window.new_peers = {source: set(peers) for source, peers in head.new_peers}
     for side, page in head.pages:
         chunk = msgspec.msgpack.decode(chunks[f"{lane}/window/{index}/{side}/{page}"], type=_Window)
-        window.side(side, capacity)[:, _unpack(chunk.edges)] = _unpack(chunk.measures)
+        window.restore_side(side, _unpack(chunk.edges), _unpack(chunk.measures), capacity)
         window.add_histogram(side, *_unpack(chunk.histogram))
     return window

@@ -10,7 +10,10 @@ from schemas.graph import MEASURE_INDEX, MEASURES
 IntColumn = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-_MAX_PRODUCT = 1 << 50  # bounds latency x calls of one row, so that no sum of rows can overflow int64
+_MAX_PRODUCT = 1 << 44
+"""Bounds latency x calls of one row: a batch of 2**18 such rows stays below 2**62."""
+MAX_SUM = 1 << 61
+"""Sums stop here. Saturating sums of what is not negative come out the same in any order; two of them fit in int64."""
 _VALUE_MEASURES = (
     # column of the row, measure of the sum, measure that counts the rows which knew it
     ("errors", "errors", "error_flows"),
@@ -20,6 +23,7 @@ _VALUE_MEASURES = (
     ("packets_out", "packets_out", "packets_flows"),
     ("packets_in", "packets_in", ""),
 )
+_WEIGHED = ("calls", *(column for column, _, _ in _VALUE_MEASURES))
 _SERVER_KEY = 1 << 60
 """Added to histogram keys of the server's side: both sides share one sparse table, client keys first."""
 
@@ -35,6 +39,7 @@ class WindowTable:
         # (M, sides, capacity), the server's side only once it has rows: one flat index reaches either side of an edge.
         self._table: IntColumn = np.zeros((len(MEASURES), 1, 0), dtype=np.int64)
         self._histogram = SparseCounts()
+        self._bound = 0  # no sum is larger
         self.denied_by_source: dict[int, int] = {}
         self.new_peers: dict[int, set[int]] = {}
         self.incomplete: set[str] = set()
@@ -76,6 +81,22 @@ class WindowTable:
         table = self._reserve(SIDE_SERVER + 1 if servers.any() else 1, capacity)
         at = numbers + table.shape[2] * servers if table.shape[1] > 1 else numbers
         flat = table.reshape(len(MEASURES), -1)
+        self._bound += _heaviest(rows) * len(at)
+        if self._bound <= MAX_SUM:
+            self._fold(flat, rows, numbers, servers, at, late)
+            return
+        self._fold(flat, rows, numbers, servers, at, late)
+        flat[:, at] = np.minimum(flat[:, at], MAX_SUM)
+
+    def _fold(
+        self,
+        flat: IntColumn,
+        rows: dict[str, IntColumn],
+        numbers: IntColumn,
+        servers: Mask,
+        at: IntColumn,
+        late: Mask | None,
+    ) -> None:
         if late is not None and late.any():
             behind = np.flatnonzero(late)
             _fold_late(flat, {name: rows[name][behind] for name in ("calls", "bytes_out", "bytes_in")}, at[behind])
@@ -122,6 +143,11 @@ class WindowTable:
             return keys[:first_server], counts[:first_server]
         return keys[first_server:] - _SERVER_KEY, counts[first_server:]
 
+    def restore_side(self, side: int, edges: IntColumn, measures: IntColumn, capacity: int) -> None:
+        """Put a side's measures of ``edges`` back, ``(M, K)``."""
+        self.side(side, capacity)[:, edges] = measures
+        self._bound = max(self._bound, int(measures.max(initial=0)))
+
     def add_histogram(self, side: int, keys: IntColumn, counts: IntColumn) -> None:
         """Add what ``histogram`` returned."""
         self._histogram.add(keys + _SERVER_KEY if side == SIDE_SERVER else keys, counts)
@@ -137,7 +163,7 @@ class WindowTable:
         """Add an edge's measures to another's and clear them (an edge leaves for ``overflow``)."""
         if source < self._table.shape[2]:
             table = self._reserve(1, capacity)
-            table[:, :, target] += table[:, :, source]
+            table[:, :, target] = np.minimum(table[:, :, target] + table[:, :, source], MAX_SUM)
             table[:, :, source] = 0
 
     def chosen(self, capacity: int) -> tuple[IntColumn, IntColumn, Mask]:
@@ -146,7 +172,7 @@ class WindowTable:
         Late rows of both sides are kept: they are counted, not measured.
 
         Shapes:
-            returns: measures ``(M, capacity)`` int64; flows of the other side and "server chosen", ``(capacity,)`` each.
+            returns: measures ``(M, capacity)`` int64; flows of the other side, server chosen: ``(capacity,)`` each.
         """
         flows = MEASURE_INDEX["flows"]
         late = [MEASURE_INDEX[name] for name in ("late_flows", "late_calls", "late_bytes")]
@@ -178,6 +204,13 @@ class WindowTable:
 def _add(flat: IntColumn, measure: str, at: IntColumn, values: IntColumn | int) -> None:
     """Add to a measure at indexes that may repeat; exact at any size, and since numpy 1.25 faster than bincount."""
     np.add.at(flat[MEASURE_INDEX[measure]], at, values)
+
+
+def _heaviest(rows: dict[str, IntColumn]) -> int:
+    """Return a bound on what one of these rows can add to a sum."""
+    largest = max(int(rows[name].max()) for name in _WEIGHED)
+    products = int(rows["latency_us"].max()) * int(rows["calls"].max())
+    return max(1, 2 * largest, min(products, _MAX_PRODUCT))
 
 
 def _fold_late(flat: IntColumn, rows: dict[str, IntColumn], at: IntColumn) -> None:
