@@ -12,7 +12,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from faust.types import TP
 
 from schemas.dead_letter import DeadLetter, Reason
-from schemas.errors import ConfigurationError
+from schemas.errors import ConfigurationError, LossDetected
 from schemas.ids import stable_hash64
 from schemas.settings import Settings
 from streams.batching import use_batching
@@ -144,7 +144,7 @@ class Worker:
                 graph_windows=names["graph_windows"],
             )
             batched |= {names["drift_events"], names["graph_windows"]}
-        use_batching(app, batched, start_offset=self._start_offset)
+        use_batching(app, batched, start_offset=self._start_offset, on_out_of_range=self._on_out_of_range)
         return app
 
     def _chunk_store(self) -> ChunkStore:
@@ -163,13 +163,28 @@ class Worker:
             return await self.ingest.start_offset(tp)
         return None
 
+    async def _on_out_of_range(self, tp: TP, wanted: int, start: int, end: int) -> None:
+        """Ingest may accept the loss of a source's records; a hole in our own topics stops the worker."""
+        assert self.ingest is not None and self.app is not None
+        if tp.topic in self.ingest.topics:
+            await self.ingest.on_out_of_range(tp, wanted, start, end)
+            return
+        await self.app.crash(
+            LossDetected(
+                f"{tp.topic}[{tp.partition}]: offset {wanted} is wanted, the log holds {start} to {end}; "
+                "the topic was created anew or its retention is too short for the outage"
+            )
+        )
+
     async def _on_poison(self, poison: Poison) -> None:
         letter = DeadLetter(
             poison.topic, poison.partition, poison.offset, 0, Reason.STATE_MACHINE, poison.detail, poison.value
         )
         message = encode_dead_letter(letter)
         partition = stable_hash64(letter.key) % self._dead_letter_partitions
-        await self._acknowledged.send(self.settings.topics.name("dead_letter"), partition, message.value, message.key, message.headers)
+        await self._acknowledged.send(
+            self.settings.topics.name("dead_letter"), partition, message.value, message.key, message.headers
+        )
 
     async def run_until(self, stop: asyncio.Event) -> None:
         """Wait for ``stop``; raise what made the app crash, if it does.
@@ -191,7 +206,8 @@ class Worker:
         if self._rolling_up is not None:
             self._rolling_up.cancel()
         if self.app is not None:
-            if self.graph is not None and not self.app.crashed:
+            if not self.app.crashed and self.ingest is not None and self.graph is not None:
+                await self.ingest.close()
                 await self.graph.checkpoint_all()
             await self.app.stop()
         await self._producer.stop()

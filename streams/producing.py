@@ -25,7 +25,7 @@ class AcknowledgedProducer:
         self._metrics = metrics
 
     async def send(
-        self, topic: str, partition: int, value: bytes | None, key: bytes | None = None, headers: Headers = ()
+        self, topic: str, partition: int | None, value: bytes | None, key: bytes | None = None, headers: Headers = ()
     ) -> int:
         """Return the record's offset.
 
@@ -43,6 +43,6 @@ class AcknowledgedProducer:
                 if not error.retriable:
                     raise
                 self._metrics.produce_retries.labels(topic).inc()
-                logger.warning("produce to %s[%d] failed (%s), again in %.1f s", topic, partition, error, backoff_s)
+                logger.warning("produce to %s[%s] failed (%s), again in %.1f s", topic, partition, error, backoff_s)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
