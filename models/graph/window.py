@@ -82,11 +82,9 @@ class WindowTable:
         at = numbers + table.shape[2] * servers if table.shape[1] > 1 else numbers
         flat = table.reshape(len(MEASURES), -1)
         self._bound += _heaviest(rows) * len(at)
-        if self._bound <= MAX_SUM:
-            self._fold(flat, rows, numbers, servers, at, late)
-            return
         self._fold(flat, rows, numbers, servers, at, late)
-        flat[:, at] = np.minimum(flat[:, at], MAX_SUM)
+        if self._bound > MAX_SUM:
+            flat[:, at] = np.minimum(flat[:, at], MAX_SUM)
 
     def _fold(
         self,
