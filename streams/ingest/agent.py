@@ -422,7 +422,7 @@ class IngestWorker:
     def _runs_ahead(self, source: _Source) -> bool:
         """Say whether a source partition is so far ahead of others with backlog that open windows would pile up.
 
-        It bounds memory and decides nothing. The one furthest behind never waits, and none waits for a clock that stands.
+        It bounds memory and decides nothing. The one furthest behind never waits; none waits for a clock that stands.
         """
         lane = source.reader.lane
         if lane is None or lane.mode != "live" or not lane.max_wait_ms:

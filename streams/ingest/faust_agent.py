@@ -1,4 +1,4 @@
-"""Ingest as Faust agents over the batching transport: one a source topic, all feeding one `IngestWorker`. Wires ports."""
+"""Ingest as Faust agents over the batching transport: one per source topic, all feeding one `IngestWorker`."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import faust
 from aiokafka.errors import IllegalStateError, KafkaError
@@ -25,6 +25,7 @@ from streams.batching import (
     resume_partitions,
     seek,
 )
+from streams.batching.transport import BatchingConsumer
 from streams.clock import Clock
 from streams.ingest.agent import IngestOptions, IngestWorker
 from streams.ingest.lanes import declare_lane, source_name
@@ -117,7 +118,7 @@ class IngestAgents:
         )
         for topic in sorted(self.topics):
             app.agent(batched_topic(app, topic), name=f"ingest-{topic}", concurrency=1)(self._take)
-        app.on_partitions_assigned.connect(self._on_assigned)
+        app.on_partitions_assigned.connect(self._on_assigned)  # type: ignore[arg-type]
         app.task(self._tick)
 
     def _make_readers(self, counts: Mapping[str, int]) -> dict[str, SourceReader]:
@@ -144,7 +145,7 @@ class IngestAgents:
         found = (await committed(self._app, [tp]))[tp]
         first = 0
         if found is None:
-            thread = self._app.consumer.thread
+            thread = cast(BatchingConsumer, self._app.consumer).thread
             start, end = await thread.run(thread.log_range, tp)
             first = end if tp.topic in self._latest else start
         return await self.worker.start(tp.topic, tp.partition, found, first)
