@@ -1,0 +1,154 @@
+"""Every error the API answers: application/problem+json (RFC 9457), without a word about what is inside."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:secureguard-drift:problem:"
+RETRY_AFTER_S = "5"
+
+
+class ParameterError(BaseModel):
+    """One parameter that cannot be used."""
+
+    name: str = Field(examples=["since"])
+    message: str = Field(examples=["use ISO 8601 with a time zone, epoch milliseconds, or an age such as -1h"])
+
+
+class ProblemOut(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str = Field(description="Stable name of the problem, a URN.", examples=[TYPE_PREFIX + "invalid-parameter"])
+    title: str = Field(examples=["A parameter cannot be used"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["since: use ISO 8601 with a time zone, epoch milliseconds, or an age such as -1h"])
+    instance: str = Field(description="Path of the request.", examples=["/v1/drift-events"])
+    request_id: str = Field(description="Also in the X-Request-Id header and in the log.", examples=["5f0c7e2a"])
+    errors: list[ParameterError] = Field(default_factory=list)
+
+
+class Problem(Exception):
+    """An answer that is an error. ``name`` is the last part of its type."""
+
+    def __init__(
+        self,
+        status: int,
+        name: str,
+        title: str,
+        detail: str,
+        errors: Sequence[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.name, self.title, self.detail = status, name, title, detail
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+
+
+def invalid_parameter(name: str, message: str) -> Problem:
+    """Return the 422 of one parameter."""
+    return Problem(422, "invalid-parameter", "A parameter cannot be used", f"{name}: {message}", [(name, message)])
+
+
+def not_found(what: str) -> Problem:
+    """Return the 404 of a thing that is not there, or not this tenant's: the two look alike."""
+    return Problem(404, "not-found", "Not found", f"{what} does not exist for this tenant.")
+
+
+def store_unavailable(detail: str) -> Problem:
+    """Return the 503 of a ClickHouse that cannot answer now."""
+    return Problem(
+        503, "store-unavailable", "The store cannot answer now", detail, headers={"Retry-After": RETRY_AFTER_S}
+    )
+
+
+def query_timeout(limit_s: int) -> Problem:
+    """Return the 504 of a query that ran into its time limit."""
+    return Problem(
+        504,
+        "query-timeout",
+        "The query took too long",
+        f"The store did not answer within {limit_s} s. Ask for a shorter range or fewer rows.",
+    )
+
+
+def result_too_large() -> Problem:
+    """Return the 422 of a query whose result is over the cap."""
+    return Problem(422, "result-too-large", "The result is too large", "Ask for a shorter range or fewer rows.")
+
+
+def internal_error() -> Problem:
+    """Return the 500."""
+    return Problem(500, "internal", "Internal error", "The request failed. The log has the cause under the request id.")
+
+
+def problem_body(problem: Problem, path: str, request_id: str) -> bytes:
+    """Return the JSON of a problem."""
+    body: dict[str, Any] = {
+        "type": TYPE_PREFIX + problem.name,
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": path,
+        "request_id": request_id,
+    }
+    if problem.errors:
+        body["errors"] = [{"name": name, "message": message} for name, message in problem.errors]
+    return json.dumps(body).encode()
+
+
+def _answer(request: Request, problem: Problem) -> Response:
+    body = problem_body(problem, request.url.path, request.scope.get("request_id", ""))
+    return Response(body, problem.status, problem.headers, MEDIA_TYPE)
+
+
+_HTTP_NAMES = {404: ("not-found", "Not found"), 405: ("method-not-allowed", "Method not allowed")}
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return _answer(request, error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    name, title = _HTTP_NAMES.get(error.status_code, ("http-error", "The request failed"))
+    detail = {404: "There is nothing at this path.", 405: "This path knows GET only."}.get(error.status_code, title)
+    return _answer(request, Problem(error.status_code, name, title, detail, headers=error.headers or {}))
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    # The message alone: `input` would send back what was sent, `ctx` and `url` speak of the library.
+    # ``loc`` is ("query", name) and, for repeatable parameters, the position.
+    errors = [(str(one["loc"][min(1, len(one["loc"]) - 1)]), str(one["msg"])) for one in error.errors()]
+    detail = "; ".join(f"{name}: {message}" for name, message in errors)
+    return _answer(request, Problem(422, "invalid-parameter", "A parameter cannot be used", detail, errors))
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Make every error of ``app`` a problem. What nobody foresaw is answered by the middleware."""
+    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+
+
+def _documented(text: str) -> dict[str, Any]:
+    return {"model": ProblemOut, "description": text}
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: _documented("The tenant is missing or contradictory."),
+    422: _documented("A parameter is unknown or cannot be used, or the result would be too large."),
+    500: _documented("Internal error."),
+    503: _documented("ClickHouse cannot answer now; repeat after `Retry-After` seconds."),
+    504: _documented("The query took longer than `api.query_timeout_s`."),
+}
+NOT_FOUND: dict[int | str, dict[str, Any]] = {404: _documented("Does not exist, or not for this tenant.")}

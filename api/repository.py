@@ -1,0 +1,214 @@
+"""Reads of ClickHouse. Every method takes the tenant first and returns values, never rows."""
+
+import importlib.resources
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from api import queries
+from api.clickhouse import Reader
+from schemas.drift import Activity, DriftEvent, DriftKind, EdgeRef, Evidence, Severity
+from schemas.ids import TenantId
+from schemas.rca import ServiceWindowEdges
+
+_MIGRATION = re.compile(r"\d{4}_[a-z0-9_]+\.sql")
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which drift events; empty and ``None`` mean any. ``after``: time and id of the last one of the page before."""
+
+    since_ms: int
+    until_ms: int
+    lane: str = ""
+    kinds: tuple[DriftKind, ...] = ()
+    severities: tuple[Severity, ...] = ()
+    least_severity: Severity = Severity.INFORMATIONAL
+    activities: tuple[Activity, ...] = ()
+    service: str = ""
+    incident: str = ""
+    is_alert: bool | None = None
+    after: tuple[int, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRow:
+    """A closed window."""
+
+    lane: str
+    generation: int
+    start_ms: int
+    end_ms: int
+    edges: int
+    incomplete: tuple[str, ...]
+    is_learning: bool
+    overflow_calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeRow:
+    """An edge of a closed window; ``None`` is unknown, port and protocol -1 too."""
+
+    src: str
+    dst: str
+    port: int
+    protocol: int
+    calls: int
+    errors: int | None
+    denied: int | None
+    bytes_out: int | None
+    bytes_in: int | None
+    latency_calls: int
+    latency_sum_us: int | None
+    p50_us: int | None
+    p95_us: int | None
+    p99_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRow:
+    """A service and when it was seen."""
+
+    lane: str
+    service: str
+    is_external: bool
+    first_seen_ms: int
+    last_seen_ms: int
+
+
+class Repository:
+    """All that the API reads. Each method reads one tenant; the reader's problems pass through."""
+
+    def __init__(self, reader: Reader, database: str) -> None:
+        self._reader, self._database = reader, database
+
+    async def _rows(self, sql: str, tenant: TenantId, **parameters: Any) -> Sequence[Sequence[Any]]:
+        result = await self._reader.query(sql, {"database": self._database, "tenant": tenant, **parameters})
+        return result.result_rows
+
+    async def pending_migrations(self) -> list[str]:
+        """Return the migrations of this release that the database lacks. Speaks of no tenant."""
+        folder = importlib.resources.files("schemas").joinpath("sql")
+        shipped = {file.name for file in folder.iterdir() if _MIGRATION.fullmatch(file.name)}
+        result = await self._reader.query(queries.APPLIED, {"database": self._database})
+        return sorted(shipped - {row[0] for row in result.result_rows})
+
+    async def newest_ms(self, tenant: TenantId, lane: str = "") -> int:
+        """Return the end of the newest closed window, else the time of the newest event, else 0."""
+        for sql in (queries.NEWEST_END, queries.NEWEST_EVENT):
+            rows = await self._rows(sql, tenant, lane=lane)
+            if rows and rows[0][0]:
+                return int(rows[0][0])
+        return 0
+
+    async def events(self, tenant: TenantId, wanted: EventFilter, limit: int) -> list[DriftEvent]:
+        """Return at most ``limit`` drift events, newest first, ties by id."""
+        after_ms, after_id = wanted.after or (0, "")
+        rows = await self._rows(
+            queries.EVENTS,
+            tenant,
+            lane=wanted.lane,
+            kinds=[kind.value for kind in wanted.kinds],
+            severities=[int(severity) for severity in wanted.severities],
+            least_severity=int(wanted.least_severity),
+            activities=[int(activity) for activity in wanted.activities],
+            incident=wanted.incident,
+            service=wanted.service,
+            alert=-1 if wanted.is_alert is None else int(wanted.is_alert),
+            since_ms=wanted.since_ms,
+            until_ms=wanted.until_ms,
+            after_ms=after_ms,
+            after_id=after_id,
+            limit=limit,
+        )
+        return [_event(row) for row in rows]
+
+    async def event(self, tenant: TenantId, event_id: str) -> DriftEvent | None:
+        """Return one drift event."""
+        rows = await self._rows(queries.EVENT, tenant, event_id=event_id)
+        return _event(rows[0]) if rows else None
+
+    async def finding(self, tenant: TenantId, finding_id: str, limit: int) -> list[DriftEvent]:
+        """Return the events of a finding from its Create to its Close."""
+        rows = await self._rows(queries.FINDING, tenant, finding_id=finding_id, limit=limit)
+        return [_event(row) for row in rows]
+
+    async def windows(
+        self,
+        tenant: TenantId,
+        *,
+        lane: str,
+        since_ms: int,
+        until_ms: int,
+        limit: int,
+        after: tuple[int, str] | None = None,
+    ) -> list[WindowRow]:
+        """Return closed windows that overlap ``[since_ms, until_ms)``, newest first, ties by lane."""
+        after_ms, after_lane = after or (-1, "")
+        rows = await self._rows(
+            queries.WINDOWS,
+            tenant,
+            lane=lane,
+            since_ms=since_ms,
+            until_ms=until_ms,
+            after_ms=after_ms,
+            after_lane=after_lane,
+            limit=limit,
+        )
+        return [
+            WindowRow(name, generation, start, end, edges, tuple(incomplete), bool(is_learning), overflow)
+            for name, generation, start, end, edges, incomplete, is_learning, overflow in rows
+        ]
+
+    async def graph(self, tenant: TenantId, window: WindowRow, limit: int) -> list[EdgeRow]:
+        """Return the edges of a window, those with most calls first."""
+        rows = await self._rows(
+            queries.GRAPH, tenant, lane=window.lane, generation=window.generation, start_ms=window.start_ms, limit=limit
+        )
+        return [EdgeRow(*row) for row in rows]
+
+    async def edges_between(
+        self, tenant: TenantId, lane: str, generation: int, start_ms: int, end_ms: int
+    ) -> ServiceWindowEdges:
+        """Return the edges of all windows that start in ``[start_ms, end_ms)``."""
+        parameters = {"lane": lane, "generation": generation, "start_ms": start_ms, "end_ms": end_ms}
+        result = await self._reader.query(
+            queries.RANGE_EDGES, {"database": self._database, "tenant": tenant, **parameters}
+        )
+        columns = result.result_columns
+        if not columns or not len(columns[0]):
+            return ServiceWindowEdges.empty()
+        numbers = [np.asarray(column, dtype=np.int64) for i, column in enumerate(columns) if i not in (1, 2)]
+        return ServiceWindowEdges(numbers[0], list(columns[1]), list(columns[2]), *numbers[1:])
+
+    async def services(
+        self, tenant: TenantId, *, lane: str, limit: int, after: tuple[str, str] = ("", "")
+    ) -> list[ServiceRow]:
+        """Return services by name. ``after``: service and lane of the last one of the page before."""
+        rows = await self._rows(
+            queries.SERVICES, tenant, lane=lane, after_service=after[0], after_lane=after[1], limit=limit
+        )
+        return [ServiceRow(*row) for row in rows]
+
+
+def _event(row: Sequence[Any]) -> DriftEvent:
+    named = dict(zip(_EVENT_FIELDS, row, strict=True))
+    named["kind"] = DriftKind(named["kind"])
+    named["activity"] = Activity(named["activity"])
+    named["severity"] = Severity(named["severity"])
+    named["is_alert"], named["is_early"] = bool(named["is_alert"]), bool(named["is_early"])
+    named["edges"] = tuple(EdgeRef(**edge) for edge in named["edges"])
+    named["evidence"] = tuple(Evidence(**one) for one in named["evidence"])
+    named["checks"] = tuple(named["checks"])
+    return DriftEvent(**named)
+
+
+_EVENT_FIELDS = (
+    *("event_id", "finding_id", "fingerprint", "incident_id", "tenant", "lane", "generation", "kind", "activity"),
+    *("episode", "severity", "risk_score", "confidence", "is_alert", "is_early", "time_ms", "window_start_ms"),
+    *("window_end_ms", "first_seen_ms", "src", "dst", "port", "protocol", "edges", "edges_total", "evidence", "title"),
+    *("message", "checks", "close_reason"),
+)

@@ -1,0 +1,335 @@
+"""The public HTTP contract: what each answer holds. Times are Unix epoch UTC in milliseconds."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.drift import TECHNIQUES, DriftEvent
+
+_EVENT_EXAMPLE: dict[str, Any] = {
+    "event_id": "3f0d6c1b9a2e4d5f8c7b6a5948372615",
+    "finding_id": "9b1c2d3e4f5061728394a5b6c7d8e9f0",
+    "fingerprint": "0a1b2c3d4e5f60718293a4b5c6d7e8f9",
+    "incident_id": "aa11bb22cc33dd44ee55ff6600778899",
+    "lane": "default",
+    "generation": 0,
+    "kind": "latency_increase",
+    "activity": "create",
+    "episode": 0,
+    "severity": "high",
+    "severity_id": 4,
+    "risk_score": 71,
+    "confidence": 88,
+    "is_alert": True,
+    "is_early": False,
+    "time_ms": 1769860860000,
+    "window_start_ms": 1769860800000,
+    "window_end_ms": 1769860860000,
+    "first_seen_ms": 1769860800000,
+    "subject": "checkout -> payment:50051",
+    "src": "checkout",
+    "dst": "payment",
+    "port": 50051,
+    "protocol": 6,
+    "edges": [{"src": "checkout", "dst": "payment", "port": 50051, "protocol": 6}],
+    "edges_total": 1,
+    "evidence": [
+        {
+            "signal": "latency_p95_us",
+            "observed": 584399.0,
+            "expected": 6890.0,
+            "unit": "us",
+            "score": 414.83,
+            "sample": 211,
+            "history": 58,
+            "detector": "robust_z",
+        }
+    ],
+    "title": "Latency of checkout -> payment rose",
+    "message": "Calls from checkout to payment took 584 ms (p95), usually 6.9 ms.",
+    "checks": ["Look at the CPU of payment", "Look for a deploy of payment"],
+    "technique": {"tactic_id": "TA0040", "tactic": "Impact", "technique_id": "T1499", "technique": "Endpoint DoS"},
+    "close_reason": "",
+}
+
+
+class _Out(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class EdgeRefOut(_Out):
+    """An edge by name; port and protocol -1 if unknown."""
+
+    src: str
+    dst: str
+    port: int
+    protocol: int
+
+
+class EvidenceOut(_Out):
+    """One signal that was not as expected."""
+
+    signal: str
+    observed: float
+    expected: float
+    unit: str
+    score: float
+    sample: int = Field(description="Calls or windows the observation rests on.")
+    history: int = Field(description="Windows the expectation rests on.")
+    detector: str
+
+
+class TechniqueOut(_Out):
+    """A MITRE ATT&CK technique."""
+
+    tactic_id: str
+    tactic: str
+    technique_id: str
+    technique: str
+
+
+class DriftEventOut(_Out):
+    """Create, Update or Close of one finding."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [_EVENT_EXAMPLE]})
+
+    event_id: str = Field(description="The same after every replay; drop repeats by it.")
+    finding_id: str
+    fingerprint: str
+    incident_id: str = Field(description="Findings of one cause share it; provisional while is_early.")
+    lane: str
+    generation: int
+    kind: str
+    activity: str = Field(description="create, update or close.")
+    episode: int
+    severity: str
+    severity_id: int
+    risk_score: int
+    confidence: int
+    is_alert: bool
+    is_early: bool
+    time_ms: int
+    window_start_ms: int
+    window_end_ms: int
+    first_seen_ms: int
+    subject: str
+    src: str
+    dst: str
+    port: int
+    protocol: int
+    edges: list[EdgeRefOut]
+    edges_total: int
+    evidence: list[EvidenceOut]
+    title: str
+    message: str
+    checks: list[str]
+    technique: TechniqueOut
+    close_reason: str
+
+
+def event_out(event: DriftEvent) -> DriftEventOut:
+    """Return the public form of an event."""
+    fields: dict[str, Any] = {name: getattr(event, name) for name in DriftEventOut.model_fields if hasattr(event, name)}
+    fields["kind"] = event.kind.value
+    fields["activity"] = event.activity.name.lower()
+    fields["severity"], fields["severity_id"] = event.severity.name.lower(), int(event.severity)
+    fields["technique"] = TechniqueOut.model_validate(TECHNIQUES[event.kind])
+    fields["edges"] = [EdgeRefOut.model_validate(edge) for edge in event.edges]
+    fields["evidence"] = [EvidenceOut.model_validate(one) for one in event.evidence]
+    return DriftEventOut(**fields)
+
+
+class EventPage(BaseModel):
+    """Drift events, newest first."""
+
+    since_ms: int
+    until_ms: int
+    events: list[DriftEventOut]
+    next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last one.")
+
+
+class FindingOut(BaseModel):
+    """A finding and its events from Create to Close."""
+
+    finding_id: str
+    status: str = Field(description="open or closed.")
+    kind: str
+    subject: str
+    severity: str = Field(description="Of the last event.")
+    events: list[DriftEventOut]
+    is_truncated: bool
+
+
+class WindowOut(_Out):
+    """A closed window of a lane."""
+
+    lane: str
+    generation: int
+    start_ms: int
+    end_ms: int
+    edges: int
+    incomplete: list[str] = Field(description="Why it may lack records; empty if whole.")
+    is_learning: bool
+    overflow_calls: int = Field(description="Calls of edges beyond the cardinality bound, summed.")
+
+
+class WindowPage(BaseModel):
+    """Closed windows, newest first."""
+
+    windows: list[WindowOut]
+    next_cursor: str | None
+
+
+class NodeOut(BaseModel):
+    """A service in a window's graph; the sums are over the edges shown."""
+
+    service: str
+    is_external: bool
+    calls_in: int
+    calls_out: int
+    errors_in: int | None = Field(description="null: nobody reported errors.")
+
+
+class GraphEdgeOut(_Out):
+    """An edge in a window. null, and -1 of port and protocol, mean unknown, never none."""
+
+    src: str
+    dst: str
+    port: int
+    protocol: int
+    calls: int
+    errors: int | None
+    error_ratio: float | None
+    denied: int | None
+    bytes_out: int | None
+    bytes_in: int | None
+    latency_calls: int = Field(description="Calls whose latency is known.")
+    latency_mean_us: float | None
+    p50_us: int | None
+    p95_us: int | None
+    p99_us: int | None
+
+
+class GraphOut(BaseModel):
+    """The service graph of one closed window."""
+
+    window: WindowOut
+    nodes: list[NodeOut]
+    edges: list[GraphEdgeOut] = Field(description="Most calls first.")
+    is_truncated: bool = Field(description="There are more edges than `limit`.")
+
+
+class ServiceOut(_Out):
+    """A service that was seen."""
+
+    service: str
+    lane: str
+    is_external: bool
+    first_seen_ms: int
+    last_seen_ms: int
+
+
+class ServicePage(BaseModel):
+    """Services by name."""
+
+    services: list[ServiceOut]
+    next_cursor: str | None
+
+
+class CauseEvidenceOut(_Out):
+    """What speaks for a service being the cause."""
+
+    signal: str
+    src: str
+    dst: str
+    observed: float
+    expected: float
+    unit: str
+    score: float = Field(description="Spreads of the baseline; of a drift event its weight alike.")
+    sample: int
+    history: int
+    sentence: str
+    event_id: str
+
+
+class RootCauseOut(_Out):
+    """A service that may be the cause."""
+
+    rank: int
+    service: str
+    score: float = Field(description="Share of all evidence that ends here, 0..1.")
+    seed_score: float = Field(description="Share before it was propagated over the call graph.")
+    confidence: float = Field(description="0..1, a heuristic, not a probability.")
+    path: list[str] = Field(description="From the cause to the symptom, each called by the next.")
+    evidence: list[CauseEvidenceOut]
+
+
+class RootCauseReport(BaseModel):
+    """Ranked root causes of a range, against the windows before it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "lane": "default",
+                    "generation": 0,
+                    "since_ms": 1769860800000,
+                    "until_ms": 1769860980000,
+                    "baseline_since_ms": 1769857200000,
+                    "baseline_until_ms": 1769860800000,
+                    "current_windows": 3,
+                    "baseline_windows": 60,
+                    "services": 12,
+                    "edges": 14,
+                    "drift_events": 4,
+                    "causes": [
+                        {
+                            "rank": 1,
+                            "service": "payment",
+                            "score": 0.962904,
+                            "seed_score": 0.611342,
+                            "confidence": 0.9,
+                            "path": ["payment", "checkout", "frontend"],
+                            "evidence": [
+                                {
+                                    "signal": "latency",
+                                    "src": "checkout",
+                                    "dst": "payment",
+                                    "observed": 584.399,
+                                    "expected": 6.89,
+                                    "unit": "ms",
+                                    "score": 414.83,
+                                    "sample": 211,
+                                    "history": 60,
+                                    "sentence": "Calls from checkout to payment take 584.399 ms against 6.89 ms before"
+                                    " (414.83 times the usual spread).",
+                                    "event_id": "",
+                                }
+                            ],
+                        }
+                    ],
+                    "notes": [],
+                }
+            ]
+        }
+    )
+
+    lane: str
+    generation: int
+    since_ms: int
+    until_ms: int
+    baseline_since_ms: int
+    baseline_until_ms: int
+    current_windows: int
+    baseline_windows: int
+    services: int
+    edges: int
+    drift_events: int
+    causes: list[RootCauseOut] = Field(description="Empty: nothing was out of the ordinary.")
+    notes: list[str] = Field(description="What limits the answer.")
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: str = Field(examples=["ok"])
