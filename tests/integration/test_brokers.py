@@ -149,6 +149,10 @@ def test_without_docker_and_java_tansu_is_taken_and_the_reasons_are_kept(
     assert "not docker: no Docker engine answers; not apache-kafka: Apache Kafka from Maven needs java" in line
 
 
+async def test_every_session_has_a_broker(kafka_bootstrap: str) -> None:
+    await check_connection(KafkaSettings(bootstrap=kafka_bootstrap))
+
+
 def test_a_named_broker_is_taken_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAFKA_BOOTSTRAP", "kafka.example:9092")
     with brokers.chosen_broker(tmp_path, tmp_path) as choice:

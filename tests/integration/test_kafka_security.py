@@ -16,12 +16,14 @@ from typing import Any
 
 import faust
 import pytest
+import yaml
 from aiokafka.admin import NewTopic
 
 from schemas.errors import ConfigurationError
-from schemas.settings import KafkaSettings
+from schemas.settings import KafkaSettings, load_settings
 from streams.kafka_clients import check_connection, faust_broker, make_admin, make_consumer, make_producer
-from tests.brokers import PASSWORD, USER
+from streams.kafka_security import validate
+from tests.brokers import PASSWORD, ROOT, USER
 from tests.certificates import CLIENT_KEY_PASSWORD
 
 pytestmark = pytest.mark.kafka
@@ -138,6 +140,27 @@ async def test_every_client_connects(
 
     for secret in (PASSWORD, CLIENT_SECRET, CLIENT_KEY_PASSWORD, "eyJhbGciOiJub25lIn0", "eyJhbGciOiAibm9uZSJ9"):
         assert secret not in caplog.text
+
+
+@pytest.mark.parametrize("way", ["plaintext", "tls", "mutual-tls-encrypted-key", "scram-sha-512", "oauthbearer"])
+def test_the_documentation_shows_what_is_tested(
+    way: str, ways: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "kafka-security.md").read_text(encoding="utf-8")
+    section = page.split(f"(`{way}`)")[1].split("## ")[0]
+    file = tmp_path / "drift.yaml"
+    example = section.split("```yaml\n")[1].split("```")[0]
+    file.write_text(example, encoding="utf-8")
+    by_file = load_settings(file).kafka
+    for line in section.split("```sh\n")[1].split("```")[0].splitlines():
+        monkeypatch.setenv(*line.split("=", 1))
+    by_environment = load_settings().kafka
+
+    assert by_file == by_environment
+    validate(by_file)
+    assert set(yaml.safe_load(example)["kafka"]) == set(ways[way])
+    for name in ("security_protocol", "sasl_mechanism"):
+        assert getattr(by_file, name) == ways[way].get(name, getattr(KafkaSettings(), name))
 
 
 async def test_one_token_serves_many_connections(
