@@ -225,10 +225,14 @@ async def read_partition(consumer: Any, topic: str, partition: int, start: int) 
     await consumer.start()
     try:
         where = TopicPartition(topic, partition)
-        consumer.assign([where])
+        # Asked for before the assignment: afterwards the answers wait behind the first long poll.
         first = (await consumer.beginning_offsets([where]))[where]
         end = (await consumer.end_offsets([where]))[where]
-        consumer.seek(where, max(first, start))
+        position = max(first, start)
+        if position >= end:
+            return
+        consumer.assign([where])
+        consumer.seek(where, position)
         while await consumer.position(where) < end:
             fetched = await consumer.getmany(where, timeout_ms=500)
             for record in fetched.get(where, []):
