@@ -21,6 +21,7 @@ from yarl import URL
 
 from schemas.errors import ConfigurationError
 from schemas.settings import KafkaSettings
+from streams.kafka_check import _reach_advertised
 from streams.kafka_clients import client_arguments, faust_broker, make_consumer, make_producer
 from streams.kafka_security import validate
 from streams.kafka_tokens import ClientCredentialsTokens
@@ -144,6 +145,13 @@ def test_log_in_requests_are_kept_out_of_debug_logs(caplog: pytest.LogCaptureFix
 
 def test_secrets_do_not_show_in_settings() -> None:
     assert SECRET not in repr(KafkaSettings(**SCRAM)) + repr(KafkaSettings(**OAUTH))
+
+
+async def test_an_advertised_address_out_of_reach_is_named() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"a:1 answers, but advertises 127\.0\.0\.1:9, .*advertised\.listeners"
+    ):
+        await _reach_advertised([("127.0.0.1", 9)], "a", 1)
 
 
 class FakeIssuer:
