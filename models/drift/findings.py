@@ -13,9 +13,9 @@ from schemas.detection import DetectionConfig
 from schemas.drift import Activity, DriftEvent, DriftKind, Severity, event_id_of, finding_id_of, fingerprint_of
 
 MAX_REMEMBERED = 10_000
-"""Closed fingerprints whose episode count is remembered; beyond it the oldest start again at episode 0."""
+"""Closed fingerprints whose episode count is remembered; beyond it all unknown ones start at ``episode_floor``."""
 REMOVED_KEPT_WINDOWS = 1_440
-"""A removed edge that stays away this long is accepted."""
+"""A removed edge, or a silence, that lasts this long is accepted."""
 _ALERT_FROM = Severity.MEDIUM
 _SILENT_KINDS = frozenset({DriftKind.RATE_DROP, DriftKind.REMOVED_EDGE})
 _STATISTICAL = frozenset(
@@ -60,11 +60,16 @@ class Scope:
 
 @dataclass(slots=True)
 class FindingBook:
-    """Open findings, episodes of closed ones, and incidents that can still be joined."""
+    """Open findings, episodes of closed ones, and incidents that can still be joined.
+
+    Attributes:
+        episode_floor: no forgotten fingerprint had more episodes; starting there keeps every id unique.
+    """
 
     open: dict[str, Finding] = field(default_factory=dict)
     closed: dict[str, int] = field(default_factory=dict)
     incidents: list[Incident] = field(default_factory=list)
+    episode_floor: int = 0
 
     def raise_early(self, scope: Scope, index: int, detection: Detection, time_ms: int) -> DriftEvent | None:
         """Open a finding before its window closes; ``None`` if it is open already."""
@@ -78,7 +83,7 @@ class FindingBook:
     def _open(
         self, scope: Scope, index: int, fingerprint: str, detection: Detection, incident_id: str, is_settled: bool
     ) -> Finding:
-        episode = self.closed.get(fingerprint, 0)
+        episode = self.closed.get(fingerprint, self.episode_floor)
         finding = Finding(
             detection=detection,
             fingerprint=fingerprint,
@@ -145,7 +150,7 @@ class FindingBook:
         """Close findings whose time has come at the end of window ``index``.
 
         Attributes:
-            is_silent: whether a finding's edge had no traffic up to this window. returned: had traffic in this window.
+            is_silent: whether a finding's edge had no traffic since the last evidence. returned: had traffic in this window.
         """
         events = []
         for fingerprint in sorted(self.open):
@@ -159,6 +164,7 @@ class FindingBook:
                     reason = "unconfirmed"
                 elif kind is DriftKind.RATE_DROP and is_silent(finding):
                     finding.last_evidence_index = index
+                    reason = "accepted" if index - finding.opened_index >= REMOVED_KEPT_WINDOWS else ""
                 else:
                     reason = "recovered" if kind in _STATISTICAL else "accepted"
             if reason:
@@ -171,7 +177,7 @@ class FindingBook:
         self.closed.pop(fingerprint, None)
         self.closed[fingerprint] = episodes
         while len(self.closed) > MAX_REMEMBERED:
-            del self.closed[next(iter(self.closed))]
+            self.episode_floor = max(self.episode_floor, self.closed.pop(next(iter(self.closed))))
 
 
 def _fingerprint(scope: Scope, detection: Detection) -> str:
@@ -183,7 +189,7 @@ def _fingerprint(scope: Scope, detection: Detection) -> str:
 def _close_index(scope: Scope, finding: Finding) -> int:
     if finding.detection.kind is DriftKind.REMOVED_EDGE:
         return finding.last_evidence_index + REMOVED_KEPT_WINDOWS
-    return finding.last_evidence_index + scope.config.close_after_windows
+    return finding.last_evidence_index + max(1, scope.config.close_after_windows)
 
 
 def _event(

@@ -43,16 +43,22 @@ def assign(
     """
     open_incidents[:] = [i for i in open_incidents if index - i.last_index <= JOIN_WITHIN_WINDOWS][-MAX_OPEN:]
     assigned: dict[int, str] = {}
+    oldest: dict[str, int] = {}  # service to its oldest incident: a flood of findings must not compare all with all
+    for place, incident in enumerate(open_incidents):
+        for service in incident.services:
+            oldest.setdefault(service, place)
     for number in sorted(range(len(detections)), key=lambda n: detections[n].sort_key):
         detection = detections[number]
         services = services_of(detection)
-        joined = next((i for i in open_incidents if i.services & services), None)
-        if joined is None:
+        place = min((oldest[service] for service in services if service in oldest), default=len(open_incidents))
+        if place == len(open_incidents):
             incident_id = stable_hash("incident", tenant, lane, generation, index, *detection.sort_key)
-            joined = Incident(incident_id, set(), index)
-            open_incidents.append(joined)
+            open_incidents.append(Incident(incident_id, set(), index))
+        joined = open_incidents[place]
         joined.last_index = index
         room = MAX_SERVICES - len(joined.services)
-        joined.services |= set(sorted(services - joined.services)[:room])
+        for service in sorted(services - joined.services)[:room]:
+            joined.services.add(service)
+            oldest[service] = min(oldest.get(service, place), place)
         assigned[number] = joined.incident_id
     return [assigned[number] for number in range(len(detections))]

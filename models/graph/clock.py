@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from schemas.tenant_log import ENDED, IDLE, PAUSED, LaneConfig, LogRecord
 
 END_OF_TIME_MS = 1 << 60
+DAY_MS = 86_400_000
 JUMP_MS = 600_000
 """A jump of a source's clock beyond this needs three hosts that agree, where three report."""
 _SILENCE_STEP_MS = 10_000
@@ -65,6 +66,9 @@ class LaneClock:
             self._advance(stated, progress.clocks, record)
 
     def _advance(self, member: MemberClock, clocks: tuple[tuple[str, int], ...], record: LogRecord) -> None:
+        if not record.append_time:
+            # What is folded nowhere moves no clock: a row further ahead is a dead letter.
+            clocks = tuple(clock for clock in clocks if clock[1] <= record.as_of_ms + DAY_MS)
         if not clocks:
             return
         furthest = clocks[0][1]
@@ -105,14 +109,13 @@ class LaneClock:
         elif all(member.state == ENDED for member in self.members.values()):
             candidate = END_OF_TIME_MS
         else:
-            stated = [member.as_of_ms for member in self.members.values() if member.state != ENDED]
-            candidate = min(stated) - self.config.lateness_ms
+            # A member that fell silent, idle or not, does not stop the clock of those that go on.
+            stated = [m.as_of_ms for m in self.members.values() if m.state != ENDED and not self._is_silent(m)]
+            candidate = min(stated) - self.config.lateness_ms if stated else None
         reasons = set()
         if self.paused:
             reasons.add("paused")
-        if any(
-            member.state not in (ENDED, IDLE, PAUSED) and self._is_silent(member) for member in self.members.values()
-        ):
+        if any(member.state != ENDED and self._is_silent(member) for member in self.members.values()):
             reasons.add("silent")
         if candidate is not None and (self.watermark_ms is None or candidate > self.watermark_ms):
             self.watermark_ms = candidate

@@ -38,9 +38,10 @@ def advance(lane: LaneState) -> Output:
         return output
     window_ms = lane.config.window_ms
     if watermark_ms >= END_OF_TIME_MS:
-        closed_to = max([lane.closed_index or 0, *(index + 1 for index in lane.windows)])
         clocks = [m.event_ms for m in lane.clock.members.values() if m.event_ms is not None]
         deadline_to = max(clocks, default=0) // window_ms
+        # Other partitions of the log may hold the last rows: how far this one's watermark had come must not matter.
+        closed_to = max([lane.closed_index or 0, deadline_to, *(index + 1 for index in lane.windows)])
     else:
         closed_to = deadline_to = max(watermark_ms // window_ms, 0)
     if lane.closed_index is not None and closed_to <= lane.closed_index:
@@ -71,6 +72,7 @@ def close_all(lane: LaneState, reason: str) -> Output:
         lane.quiet_floor = max(lane.quiet_floor, lane.closed_index - 1)
     for index in sorted(lane.windows):
         _judge_index(lane, index, output)
+    lane.lost = lane.clock.paused = False
     lane.clock.members = {}
     lane.clock.declare(lane.config)
     return output
@@ -114,6 +116,8 @@ def _judge_index(lane: LaneState, index: int, output: Output) -> None:
     detections: dict[int, list[Detection]] = defaultdict(list)
     table = lane.windows.pop(index, None)
     if table is not None:
+        if table.incomplete:
+            lane.quiet_floor = max(lane.quiet_floor, index)
         _close_window(lane, table, detections, output)
     _fire_deadlines(lane, index, detections)
     lane.judged_index = max(lane.judged_index, index)
@@ -135,7 +139,7 @@ def _judge_index(lane: LaneState, index: int, output: Output) -> None:
         output.events += state.book.expire(
             scope,
             index,
-            is_silent=lambda finding: last_index(finding) < finding.opened_index,
+            is_silent=lambda finding: last_index(finding) < finding.last_evidence_index,
             returned=lambda finding: last_index(finding) == index,
         )
     if index % _FORGET_EVERY == 0:
