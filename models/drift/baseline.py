@@ -21,7 +21,7 @@ WARM_UP = 5
 _MEAN_ABS_TO_SIGMA = 1.2533  # sigma of a normal distribution over its mean absolute deviation
 
 SPREAD_FLOOR: FloatColumn = np.array([0.10, 0.15, 0.01, 0.05, 0.08])
-"""Smallest spread per signal: log units, for the error ratio a share. Keeps very regular edges from alarming on nothing."""
+"""Smallest spread per signal: log units, for the error ratio a share. Very regular edges must not alarm on nothing."""
 
 
 def signals_of(

@@ -1,4 +1,4 @@
-"""What a detector returns: one thing that is not as expected in one window. Values only; findings.py gives it a life."""
+"""What a detector returns: one thing that is not as expected in one window. Values; findings.py gives it a life."""
 
 from dataclasses import dataclass
 

@@ -150,7 +150,8 @@ class FindingBook:
         """Close findings whose time has come at the end of window ``index``.
 
         Attributes:
-            is_silent: whether a finding's edge had no traffic since the last evidence. returned: had traffic in this window.
+            is_silent: whether a finding's edge had no traffic since the last evidence.
+            returned: whether it had traffic in this window.
         """
         events = []
         for fingerprint in sorted(self.open):

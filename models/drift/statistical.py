@@ -36,8 +36,8 @@ class EdgeSignals:
     """Edges of one window with their signals and baselines before this window.
 
     Shapes:
-        values, mean, spread, scores: ``(E, len(SIGNALS))`` float64 (log1p units but for the error ratio). history alike, int32.
-        calls, latency_calls: ``(E,)`` int64. first_ms: window start, the time a statistical detection is dated.
+        values, mean, spread, scores: ``(E, len(SIGNALS))`` float64, log1p units but for the error ratio.
+        history: alike, int32. calls, latency_calls: ``(E,)`` int64.
     """
 
     values: FloatColumn

@@ -1,7 +1,7 @@
 """Structural kinds: who newly talks to whom, who stopped, who fans out, who is refused. Pure.
 
-``EdgeFacts`` is all a rule may look at. Rules for what is new read only what never goes back to unknown, so that an early
-detection cannot be undone by records still to come (see docs/adr/0006).
+``EdgeFacts`` is all a rule may look at. Rules for what is new read only what never goes back to unknown, so that an
+early detection cannot be undone by records still to come (see docs/adr/0006-early-and-final.md).
 """
 
 from collections.abc import Iterable

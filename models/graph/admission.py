@@ -28,12 +28,16 @@ def is_overflow(identity: EdgeIdentity) -> bool:
 
 @dataclass(slots=True)
 class TenantEdges:
-    """How many edges of a tenant have a number, and the candidates that could lose theirs."""
+    """How many edges of a tenant have a number, and the candidates that could lose theirs.
+
+    Attributes:
+        quarantine: numbers pushed out, each with the last window that was open then: histograms still hold them.
+    """
 
     count: int = 0
     overflow: int | None = None
     candidates: list[tuple[int, int, EdgeIdentity]] | None = None  # max-heap on the hash, built when the cap is reached
-    quarantine: list[int] = field(default_factory=list)
+    quarantine: list[tuple[int, int]] = field(default_factory=list)
 
 
 def admit(
@@ -63,7 +67,7 @@ def admit(
     for window in windows.values():
         window.move(evicted, tenant.overflow, registry.edge.capacity)
     registry.forget(evicted)
-    tenant.quarantine.append(evicted)
+    tenant.quarantine.append((evicted, max(windows, default=0)))
     number = registry.add_edge(identity)
     heapq.heappush(tenant.candidates, (-rank, number, identity))
     return number, True

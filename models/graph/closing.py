@@ -27,6 +27,7 @@ Mask = npt.NDArray[np.bool_]
 FORGET_AFTER_WINDOWS = 43_200
 """Edges unseen for this many windows (30 days of minutes) are forgotten."""
 _FORGET_EVERY = 64
+_MAX_DENIED = 1 << 40  # of one edge in one window: sums over a source's edges stay exact
 _NO_DEADLINE = np.int64(1) << 60
 
 
@@ -84,15 +85,22 @@ def _deadlines(lane: LaneState) -> tuple[IntColumn, IntColumn]:
     size = len(registry)
     edge = {name: column[:size] for name, column in registry.edge.array.items()}
     last = np.maximum(edge["last_index"], lane.quiet_floor)
-    config = lane.config.detection
     learned = np.array([lane.has_learned(number) for number in range(len(registry.tenants))] or [False])
-    ripe = edge["known"] & (edge["windows_seen"] >= config.min_history) & learned[edge["tenant"]] & ~edge["gone"]
-    wait = np.maximum(config.removed_min_windows, config.removed_after_silences * edge["gap_max"].astype(np.int64))
+    tenant = edge["tenant"]
+    enough = edge["windows_seen"] >= lane.thresholds("min_history", tenant)
+    ripe = edge["known"] & enough & learned[tenant] & ~edge["gone"]
+    wait = _removal_wait(lane, tenant, edge["gap_max"])
     removal = np.where(ripe, last + wait, _NO_DEADLINE)
-    busy = np.expm1(edge["mean"][:, CALLS]) >= config.min_calls
+    busy = np.expm1(edge["mean"][:, CALLS]) >= lane.thresholds("min_calls", tenant)
     drop = np.where(ripe & busy & (edge["gap_max"] == 1) & ~edge["dropped"], last + 1, _NO_DEADLINE)
     floor = lane.judged_index + 1
     return np.maximum(drop, floor), np.maximum(removal, floor)
+
+
+def _removal_wait(lane: LaneState, tenants: IntColumn, gap_max: IntColumn) -> IntColumn:
+    """Return after how many silent windows each edge is removed."""
+    silences = lane.thresholds("removed_after_silences", tenants)
+    return np.maximum(lane.thresholds("removed_min_windows", tenants), silences * gap_max.astype(np.int64))
 
 
 def _next_index(lane: LaneState, closed_to: int, deadline_to: int) -> int | None:
@@ -181,7 +189,7 @@ def _close_window(lane: LaneState, table: WindowTable, detections: dict[int, lis
     flows, late = measures[MEASURE_INDEX["flows"]], measures[MEASURE_INDEX["late_flows"]]
     present = np.flatnonzero((flows > 0) | (late > 0))
     overflow = {
-        number: measures[:, number].copy()
+        number: table.total(number)
         for number in present.tolist()
         if (identity := registry.identities[number]) is not None and is_overflow(identity)
     }
@@ -212,16 +220,16 @@ def _close_window(lane: LaneState, table: WindowTable, detections: dict[int, lis
         )
         for number, sums in overflow.items():
             if edge["tenant"][number] == tenant:
-                window.overflow[:] = sums
+                window.overflow[:] = sums  # of both sides: whose edges these are is not known, so none can be chosen
         output.windows.append(window)
     _remember(lane, table.index, present)
     for tenant in tenants:
         state = lane.tenant_state(tenant)
         state.closed_windows += 1
         state.edges.candidates = None
-        if state.edges.quarantine and all(index > table.index for index in lane.windows):
-            registry.release(state.edges.quarantine)
-            state.edges.quarantine = []
+        if state.edges.quarantine:
+            registry.release([number for number, last in state.edges.quarantine if last <= table.index])
+            state.edges.quarantine = [entry for entry in state.edges.quarantine if entry[1] > table.index]
 
 
 def _judge_signals(
@@ -308,7 +316,7 @@ def _judge_structure(
     pairs = np.unique(src << 32 | dst)
     sources, peers = np.unique(pairs >> 32, return_counts=True)
     denied = np.zeros(len(registry.services), dtype=np.int64)
-    np.add.at(denied, src, chosen[MEASURE_INDEX["denied"]])
+    np.add.at(denied, src, np.minimum(chosen[MEASURE_INDEX["denied"]], _MAX_DENIED))
     for kind, numbers, observed, usual_name, limit in (
         (DriftKind.FAN_OUT_BURST, sources, peers, "fan_out_max", structural.fan_out_limit),
         (DriftKind.DENIED_BURST, sources, denied[sources], "denied_max", structural.denied_limit),
@@ -399,8 +407,7 @@ def _remember(lane: LaneState, index: int, present: IntColumn) -> None:
     """Note that the edges of a closed window were seen; unknown ones become known."""
     edge = lane.registry.edge.array
     last = np.maximum(edge["last_index"][present], lane.quiet_floor)
-    config = lane.config.detection
-    longest = np.maximum(config.removed_min_windows, config.removed_after_silences * edge["gap_max"][present])
+    longest = _removal_wait(lane, edge["tenant"][present], edge["gap_max"][present])
     gap = np.where(edge["last_index"][present] == NEVER, 1, np.minimum(index - last, longest))
     edge["gap_max"][present] = np.maximum(edge["gap_max"][present], gap)
     edge["last_index"][present] = index
@@ -413,9 +420,15 @@ def _remember(lane: LaneState, index: int, present: IntColumn) -> None:
 
 def _forget(lane: LaneState, index: int) -> None:
     size = len(lane.registry)
-    edge = lane.registry.edge.array
+    registry = lane.registry
+    edge = registry.edge.array
     stale = edge["known"][:size] & (edge["last_index"][:size] < index - FORGET_AFTER_WINDOWS)
-    for number in np.flatnonzero(stale).tolist():
+    for window in lane.windows.values():
+        stale &= ~window.has_rows(size)  # it is back: its window is only not closed yet
+    forgotten = np.flatnonzero(stale).tolist()
+    for number in forgotten:
         lane.tenants[int(edge["tenant"][number])].edges.count -= 1
-        lane.registry.forget(number)
-        lane.registry.release([number])
+        registry.forget(number)
+    if forgotten:
+        registry.release(forgotten)
+        registry.find_known_pairs()

@@ -1,5 +1,6 @@
 """One lane of one partition: rows are folded into open windows, and the watermark closes them. Pure, deterministic."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import repeat
 
@@ -17,14 +18,18 @@ from models.graph.window import WindowTable
 from schemas.dead_letter import Reason
 from schemas.detection import DetectionConfig
 from schemas.drift import DriftKind, EdgeRef
-from schemas.flow import MAX_MEASURE
+from schemas.flow import MAX_MEASURE, SIDE_SERVER
 from schemas.tenant_log import LaneConfig, LogRecord, unpack_rows
 
 IntColumn = npt.NDArray[np.int64]
 DAY_MS = 86_400_000
 MAX_OPEN_WINDOWS = 512
 """Windows open at once; rows beyond are folded into the nearest one. Only hostile clocks come near it."""
+MAX_CALLS = 1 << 32
+MAX_TIME_MS = 1 << 43
+"""As schemas/flow.py bounds them: the year 2248, and more calls than one record can stand for."""
 NO_LIMIT = (1 << 63) - 1
+_BEYOND_ANY_BURST = 1 << 40
 _MEASURED = ("errors", "denied", "bytes_out", "bytes_in", "packets_out", "packets_in", "latency_us")
 
 
@@ -80,6 +85,13 @@ class LaneState:
     def detection(self, tenant: str) -> DetectionConfig:
         """Return the thresholds in force for a tenant."""
         return self.detection_of.get(tenant, self.config.detection)
+
+    def thresholds(self, name: str, tenants: IntColumn) -> IntColumn:
+        """Return a whole-number threshold as it is in force for each of ``tenants`` (numbers)."""
+        if not self.detection_of:
+            return np.full(len(tenants), getattr(self.config.detection, name), dtype=np.int64)
+        by_tenant = [getattr(self.detection(tenant), name) for tenant in self.registry.tenants] or [0]
+        return np.array(by_tenant, dtype=np.int64)[tenants]
 
     def scope(self, tenant: str) -> Scope:
         """Return whose findings these are."""
@@ -141,8 +153,8 @@ class LaneState:
         latest_ms = NO_LIMIT if record.append_time else record.as_of_ms + DAY_MS
         bounds = {
             "edge": (0, len(record.rows.edges) - 1),
-            "calls": (1, NO_LIMIT),
-            "time_ms": (0, NO_LIMIT),
+            "calls": (1, MAX_CALLS),
+            "time_ms": (0, MAX_TIME_MS),
             **dict.fromkeys(_MEASURED, (-1, MAX_MEASURE)),
         }
         # Nearly every record is sound: two extremes a column say so without a mask.
@@ -216,7 +228,7 @@ class LaneState:
                 index = np.maximum(index, self.closed_index)
         fresh = [value for value in distinct(index) if value not in self.windows]
         if len(self.windows) + len(fresh) > MAX_OPEN_WINDOWS:
-            allowed = sorted([*self.windows, *fresh[: max(1, MAX_OPEN_WINDOWS - len(self.windows))]])
+            allowed = sorted([*self.windows, *fresh[: max(0, MAX_OPEN_WINDOWS - len(self.windows))]])
             slot = np.clip(np.searchsorted(allowed, index), 0, len(allowed) - 1)
             nearest = np.asarray(allowed, dtype=np.int64)[slot]
             columns["skewed"] = np.where(nearest != index, 1, columns["skewed"])
@@ -272,6 +284,10 @@ class LaneState:
             self._early_fan_out(output, tenant, int(numbers[code]), int(index[at]), int(times[at]))
         denied = columns["denied"] > 0
         if denied.any():
+            # Certain are refusals that the client reported on time: its report is the one chosen, whatever still comes.
+            assert self.closed_index is not None
+            denied &= (columns["side"] != SIDE_SERVER) & (times >= self.closed_index * self.config.window_ms)
+        if denied.any():
             self._early_denied(output, numbers, codes[denied], times[denied], index[denied], columns["denied"][denied])
 
     def _fires_early(self, tenant: int) -> bool:
@@ -304,11 +320,7 @@ class LaneState:
         peers.add(int(edge["dst"][number]))
         config = self.detection(self.registry.tenants[tenant])
         usual = int(service["fan_out_max"][src])
-        # Earlier windows still open may raise the usual maximum, but not beyond the limit itself: one step each.
-        worst = usual
-        for _ in range(sum(1 for open_index in self.windows if open_index < index)):
-            worst = int(structural.fan_out_limit(config, worst))
-        if len(peers) < structural.fan_out_limit(config, worst):
+        if len(peers) < self._certain_limit(index, structural.fan_out_limit, config, usual):
             return
         names = self.registry.services
         refs = tuple(sorted(EdgeRef(names[src][1], names[peer][1]) for peer in peers))
@@ -316,6 +328,21 @@ class LaneState:
             names[src][1], len(peers), usual, refs, len(refs), time_ms, self.tenants[tenant].closed_windows
         )
         self._raise_burst(output, tenant, DriftKind.FAN_OUT_BURST, facts, index, time_ms)
+
+    def _certain_limit(
+        self, index: int, limit: Callable[[DetectionConfig, int], float], config: DetectionConfig, usual: int
+    ) -> float:
+        """Return the limit that a burst of window ``index`` has to reach whatever is still to come.
+
+        Earlier windows that have not closed, rows or not, may raise the usual maximum: one step each, up to the limit.
+        """
+        assert self.closed_index is not None
+        worst = usual
+        for _ in range(index - self.closed_index):
+            worst = int(limit(config, worst))
+            if worst > _BEYOND_ANY_BURST:
+                break
+        return limit(config, worst)
 
     def _early_denied(
         self,
@@ -327,21 +354,20 @@ class LaneState:
         denied: IntColumn,
     ) -> None:
         edge, service = self.registry.edge.array, self.registry.service.array
-        sources = edge["src"][numbers[codes]]
-        for src, at, count, time_ms in zip(
-            sources.tolist(), index.tolist(), denied.tolist(), times.tolist(), strict=True
-        ):
+        sums: dict[tuple[int, int], tuple[int, int]] = {}
+        sources = edge["src"][numbers[codes]].tolist()
+        for src, at, count, time_ms in zip(sources, index.tolist(), denied.tolist(), times.tolist(), strict=True):
+            before, first_ms = sums.get((src, at), (0, time_ms))
+            sums[src, at] = before + count, min(first_ms, time_ms)
+        for (src, at), (count, time_ms) in sums.items():
             tenant = int(service["tenant"][src])
             if not service["known"][src] or not self._fires_early(tenant):
                 continue
             window = self._window(at)
             total = window.denied_by_source[src] = window.denied_by_source.get(src, 0) + count
             config = self.detection(self.registry.tenants[tenant])
-            usual = worst = int(service["denied_max"][src])
-            for _ in range(sum(1 for open_index in self.windows if open_index < at)):
-                worst = int(structural.denied_limit(config, worst))
-            # The other side may report the same refusals, so only half of what was summed is certain.
-            if total < 2 * structural.denied_limit(config, worst):
+            usual = int(service["denied_max"][src])
+            if total < self._certain_limit(at, structural.denied_limit, config, usual):
                 continue
             name = self.registry.services[src][1]
             facts = structural.SourceFacts(name, total, usual, (), 0, time_ms, self.tenants[tenant].closed_windows)

@@ -8,10 +8,12 @@ from models.graph.output import Output
 from schemas.detection import DetectionConfig
 from schemas.errors import LossDetected
 from schemas.ids import stable_hash
-from schemas.tenant_log import Control, LaneConfig, LogRecord, Progress
+from schemas.tenant_log import Control, LaneConfig, LogRecord, Member, Progress
 
 TENANT_SETTINGS = "tenant-settings"
 """Kind of control whose value overrides ``DetectionConfig`` fields of one tenant."""
+MAX_SETTING = 1_000_000_000
+"""No threshold means more than this, and arithmetic with it stays within bounds."""
 _FLOATS = frozenset(
     name for name, default in msgspec.structs.asdict(DetectionConfig()).items() if isinstance(default, float)
 )
@@ -73,6 +75,7 @@ class Machine:
             )
         for lane in self.lanes.values():
             lane.lost = True
+            lane.quiet_floor = max(lane.quiet_floor, *lane.windows, (lane.closed_index or 0) - 1)
             for window in lane.windows.values():
                 window.incomplete.add("loss")
 
@@ -89,7 +92,9 @@ class Machine:
             except msgspec.MsgspecError:
                 return  # ingest has refused it already; an old record of another version changes nothing
         known = DetectionConfig.__struct_fields__
-        self.settings[control.tenant] = {name: value for name, value in values.items() if name in known}
+        self.settings[control.tenant] = {
+            name: min(max(value, 0), MAX_SETTING) for name, value in values.items() if name in known
+        }
         for lane in self.lanes.values():
             self.take_settings(lane)
 
@@ -113,9 +118,11 @@ class Machine:
             output = Output()
             output.counts["stale_generation"] += record.rows.count if record.rows is not None else 0
             return output
-        elif config != lane.config and (_rank(config) > _rank(lane.config) or config.members != lane.config.members):
-            lane.declare(config)
-            self.take_settings(lane)
+        elif config != lane.config:
+            declared = _in_force(lane.config, config)
+            if declared != lane.config:
+                lane.declare(declared)
+                self.take_settings(lane)
         output = Output()
         if record.rows is not None:
             source = record.progress[0]
@@ -128,6 +135,23 @@ class Machine:
         lane.clock.state(msgspec.structs.replace(record, progress=fresh))
         output.extend(advance(lane))
         return output
+
+
+def _in_force(current: LaneConfig, stated: LaneConfig) -> LaneConfig:
+    """Return what holds after another declaration: an older worker, or a record delivered again, takes nothing back.
+
+    Within a version topics may appear and grow; a topic that is taken away, or shrinks, needs a new version.
+    """
+    if stated.version < current.version:
+        return current
+    best = msgspec.structs.replace(max(current, stated, key=_rank), window_ms=current.window_ms)
+    if stated.version > current.version:
+        return best
+    known = {member.source: member.partitions for member in current.members}
+    if all(member.partitions <= known.get(member.source, 0) for member in stated.members):
+        return msgspec.structs.replace(best, members=current.members)
+    grown = (Member(m.source, max(m.partitions, known.get(m.source, 0))) for m in stated.members)
+    return msgspec.structs.replace(best, members=tuple(grown))
 
 
 def _rank(config: LaneConfig) -> tuple[int, str]:

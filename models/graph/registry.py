@@ -156,6 +156,12 @@ class Registry:
             self.edge.array["known"][number] = False
             self.edge_pages.add(number // PAGE_ROWS)
 
+    def find_known_pairs(self) -> None:
+        """Set ``known_pairs`` by the edges that are known: after a restore, or once some were forgotten."""
+        columns = self.edge.array
+        known = np.flatnonzero(columns["known"][: len(self)])
+        self.known_pairs = set(zip(columns["src"][known].tolist(), columns["dst"][known].tolist(), strict=True))
+
     def release(self, numbers: Iterable[int]) -> None:
         """Let the numbers of forgotten edges be used again."""
         self.free.extend(numbers)

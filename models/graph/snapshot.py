@@ -34,6 +34,7 @@ class _Book(msgspec.Struct):
     open: list[Finding]
     closed: list[tuple[str, int]]
     incidents: list[Incident]
+    episode_floor: int
 
 
 class _Tenant(msgspec.Struct):
@@ -41,7 +42,7 @@ class _Tenant(msgspec.Struct):
     closed_windows: int
     count: int
     overflow: int | None
-    quarantine: list[int]
+    quarantine: list[tuple[int, int]]
     book: _Book
 
 
@@ -66,6 +67,7 @@ class _Lane(msgspec.Struct):
     edges: int
     free: list[int]
     windows: list[int]
+    tenant_states: list[int]
 
 
 class _Meta(msgspec.Struct):
@@ -185,7 +187,10 @@ def _window_chunks(lane: str, window: WindowTable) -> Iterator[tuple[str, bytes]
 
 def _tenant(number: int, state: TenantState) -> _Tenant:
     book = _Book(
-        [state.book.open[key] for key in sorted(state.book.open)], list(state.book.closed.items()), state.book.incidents
+        [state.book.open[key] for key in sorted(state.book.open)],
+        list(state.book.closed.items()),
+        state.book.incidents,
+        state.book.episode_floor,
     )
     edges = state.edges
     return _Tenant(number, state.closed_windows, edges.count, edges.overflow, edges.quarantine, book)
@@ -208,6 +213,7 @@ def _lane(lane: LaneState) -> _Lane:
         edges=len(lane.registry),
         free=lane.registry.free,
         windows=sorted(lane.windows),
+        tenant_states=sorted(lane.tenants),
     )
 
 
@@ -266,17 +272,16 @@ def _restore_lane(saved: _Lane, chunks: dict[str, bytes]) -> LaneState:
         registry.identities += edges.identities
         _fill(registry.edge, page, edges.columns)
     registry.edge_number = {identity: n for n, identity in enumerate(registry.identities) if identity is not None}
-    known = np.flatnonzero(registry.edge.array["known"][: saved.edges])
-    columns = registry.edge.array
-    registry.known_pairs = set(zip(columns["src"][known].tolist(), columns["dst"][known].tolist(), strict=True))
+    registry.find_known_pairs()
     for index in saved.windows:
         lane.windows[index] = _restore_window(name, index, registry.edge.capacity, chunks)
-    for chunk_name in [key for key in chunks if key.startswith(f"{name}/tenant/")]:
-        tenant = msgspec.msgpack.decode(chunks[chunk_name], type=_Tenant)
+    for number in saved.tenant_states:
+        tenant = msgspec.msgpack.decode(chunks[f"{name}/tenant/{number}"], type=_Tenant)
         book = FindingBook(
             {finding.fingerprint: finding for finding in tenant.book.open},
             dict(tenant.book.closed),
             tenant.book.incidents,
+            tenant.book.episode_floor,
         )
         edges_of = TenantEdges(tenant.count, tenant.overflow, None, tenant.quarantine)
         lane.tenants[tenant.number] = TenantState(tenant.closed_windows, edges_of, book)

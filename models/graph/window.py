@@ -164,6 +164,18 @@ class WindowTable:
             table[:, :, target] = np.minimum(table[:, :, target] + table[:, :, source], MAX_SUM)
             table[:, :, source] = 0
 
+    def total(self, edge: int) -> IntColumn:
+        """Return one edge's measures, both sides together, ``(M,)``."""
+        both: IntColumn = self._table[:, :, edge].sum(axis=1)
+        return both
+
+    def has_rows(self, size: int) -> Mask:
+        """Say for the first ``size`` edges whether any row was folded, late or not."""
+        found = np.zeros(size, dtype=bool)
+        known = self._table[:, :, :size]
+        found[: known.shape[2]] = (known[MEASURE_INDEX["flows"]] + known[MEASURE_INDEX["late_flows"]]).any(axis=0)
+        return found
+
     def chosen(self, capacity: int) -> tuple[IntColumn, IntColumn, Mask]:
         """Choose one side per edge: the client's where it reported on time, else the server's.
 
