@@ -127,7 +127,7 @@ def _relevance(topology: Topology, symptom: DriftEvent | None) -> Floats:
     named = [name for name in (symptom.src, symptom.dst) if name in topology.services] if symptom else []
     if not named:
         return np.ones(len(topology.services))
-    graph = nx.DiGraph()
+    graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_edges_from(zip(topology.src.tolist(), topology.dst.tolist(), strict=True))
     start = {topology.services.index(name) for name in named}
     below = start.union(*(nx.descendants(graph, node) for node in start))

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.rca.baseline import Topology, levels_of, weighted_median
@@ -277,6 +277,7 @@ def test_report_survives_encoding() -> None:
     assert msgspec.json.decode(msgspec.json.encode(report), type=RcaReport) == report
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(
         st.tuples(st.sampled_from("abcdef"), st.sampled_from("abcdef"), st.integers(1, 500)), min_size=1, max_size=15
@@ -302,6 +303,7 @@ def test_propagation_redistributes_and_row_order_does_not_matter(
     assert rank_causes(shuffled, base) == rank_causes(current, base)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-50, 50), st.integers(1, 9)), max_size=40))
 def test_weighted_median_is_the_median_of_repeated_values(rows: list[tuple[int, int, int]]) -> None:
     group = np.array([row[0] for row in rows], dtype=np.int64)
