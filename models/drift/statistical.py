@@ -3,6 +3,7 @@
 A detection needs three things at once: a robust z-score, a minimum effect, and a minimum sample (calls and history).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,6 +48,18 @@ class EdgeSignals:
     history: npt.NDArray[np.int32]
     calls: IntColumn
     latency_calls: IntColumn
+
+    def take(self, rows: IntColumn) -> "EdgeSignals":
+        """Return some of the edges."""
+        return EdgeSignals(
+            self.values[rows],
+            self.mean[rows],
+            self.spread[rows],
+            self.scores[rows],
+            self.history[rows],
+            self.calls[rows],
+            self.latency_calls[rows],
+        )
 
 
 def _effects(signals: EdgeSignals, signal: int) -> tuple[FloatColumn, FloatColumn]:
@@ -95,12 +108,17 @@ def _masks(config: DetectionConfig, signals: EdgeSignals, may_drop: bool) -> dic
 
 def evidence_of(signals: EdgeSignals, row: int, signal: int) -> Evidence:
     """State one signal of one edge: observed, expected, score, sample, history."""
-    observed, expected = (column[row] for column in _effects(signals, signal))
+    # One row alone: whole columns a detection would make a window with many detections quadratic.
+    observed, expected = float(signals.values[row, signal]), float(signals.mean[row, signal])
+    if signal == ERRORS:
+        expected = min(max(expected, 0.0), 1.0)
+    else:
+        observed, expected = math.expm1(observed), math.expm1(expected)
     sample = signals.latency_calls[row] if signal in (P50, P95) else signals.calls[row]
     return Evidence(
         signal=_NAMES[signal],
-        observed=rounded(float(observed)),
-        expected=rounded(float(expected)),
+        observed=rounded(observed),
+        expected=rounded(expected),
         unit=_UNITS[signal],
         score=round(float(signals.scores[row, signal]), 2),
         sample=int(sample),

@@ -4,6 +4,9 @@ A jump of the watermark is judged in the order of event time, so that one big st
 """
 
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +14,13 @@ import numpy.typing as npt
 from models.drift import baseline, statistical, structural
 from models.drift.detection import Detection
 from models.drift.findings import Finding
-from models.graph.admission import is_overflow
 from models.graph.clock import END_OF_TIME_MS
-from models.graph.histogram import quantiles
+from models.graph.histogram import BUCKETS, quantiles
 from models.graph.lane import LaneState
 from models.graph.output import Output
 from models.graph.registry import CALLS, NEVER
 from models.graph.window import WindowTable
+from schemas.detection import DetectionConfig
 from schemas.drift import DriftKind, EdgeRef
 from schemas.graph import MEASURE_INDEX, ClosedWindow, EdgeTable
 
@@ -188,18 +191,18 @@ def _close_window(lane: LaneState, table: WindowTable, detections: dict[int, lis
     measures, other, use_server = table.chosen(capacity)
     flows, late = measures[MEASURE_INDEX["flows"]], measures[MEASURE_INDEX["late_flows"]]
     present = np.flatnonzero((flows > 0) | (late > 0))
-    overflow = {
-        number: table.total(number)
-        for number in present.tolist()
-        if (identity := registry.identities[number]) is not None and is_overflow(identity)
-    }
+    beyond = [s.edges.overflow for s in lane.tenants.values() if s.edges.overflow is not None]
+    overflow = {number: table.total(number) for number in beyond if flows[number] > 0 or late[number] > 0}
     if overflow:
         present = present[~np.isin(present, list(overflow))]
+    present = present[registry.identity_order(present)]
     local = np.full(capacity, -1, dtype=np.int64)
     local[present] = np.arange(len(present))
     h_edge, h_bucket, h_count = table.latencies(use_server)
     inside = local[h_edge] >= 0
-    histogram = (local[h_edge[inside]], h_bucket[inside], h_count[inside])
+    h_edge, h_bucket, h_count = local[h_edge[inside]], h_bucket[inside], h_count[inside]
+    by_edge = np.argsort(h_edge * BUCKETS + h_bucket)  # unique keys
+    histogram = (h_edge[by_edge], h_bucket[by_edge], h_count[by_edge])
     p50, p95, p99 = quantiles(*histogram, len(present), (0.50, 0.95, 0.99))
     edge = registry.edge.array
     tenant_of = edge["tenant"][present]
@@ -207,17 +210,18 @@ def _close_window(lane: LaneState, table: WindowTable, detections: dict[int, lis
     whole = not table.incomplete
     chosen = measures[:, present]
     _judge_signals(lane, table.index, present, chosen, p50, p95, learned[tenant_of], whole, detections)
-    _judge_structure(lane, table.index, present, chosen, learned[tenant_of], detections)
-    quantile_columns = (p50, p95, p99)
+    _judge_structure(lane, table.index, present, chosen, learned, detections)
+    columns = _Columns(present, chosen, other[present], *histogram, p50, p95, p99)
+    # Sorted by identity, a tenant's edges are neighbours: cutting them out costs no more with many tenants.
+    bounds = [0, *(np.flatnonzero(np.diff(tenant_of)) + 1).tolist(), len(present)]
+    rows_of = {int(tenant_of[a]): slice(a, b) for a, b in pairwise(bounds) if a < b}
     tenants = sorted(
-        {int(n) for n in np.unique(tenant_of)} | {int(edge["tenant"][n]) for n in overflow},
+        rows_of.keys() | {int(edge["tenant"][n]) for n in overflow},
         key=lambda n: registry.tenants[n],
     )
     for tenant in tenants:
-        rows = np.flatnonzero(tenant_of == tenant)
-        window = _closed(
-            lane, table, tenant, rows, present, chosen, other, histogram, quantile_columns, not learned[tenant]
-        )
+        rows = rows_of.get(tenant, slice(0, 0))
+        window = _closed(lane, table, tenant, rows, columns, is_learning=not learned[tenant])
         for number, sums in overflow.items():
             if edge["tenant"][number] == tenant:
                 window.overflow[:] = sums  # of both sides: whose edges these are is not known, so none can be chosen
@@ -271,22 +275,22 @@ def _judge_signals(
         assert found is not None
         return found
 
-    # One configuration per tenant: judge tenants with their own thresholds apart from the rest.
-    groups: dict[str | None, Mask] = {None: np.ones(len(present), dtype=bool)}
-    for tenant in lane.detection_of:
-        number = lane.registry.tenant_number.get(tenant)
-        if number is not None:
-            groups[tenant] = edge["tenant"][present] == number
-            groups[None] &= ~groups[tenant]
-    for tenant_name, mask in groups.items():
-        config = lane.config.detection if tenant_name is None else lane.detection(tenant_name)
+    for config, rows in _by_config(lane, edge["tenant"][present]):
+        part = signals if rows is None else signals.take(rows)
+        may_judge = eligible if rows is None else eligible[rows]
         found = statistical.judge(
-            config, signals, eligible & mask, identity, index * lane.config.window_ms, may_drop=whole
+            config,
+            part,
+            may_judge,
+            lambda row, rows=rows: identity(row if rows is None else int(rows[row])),  # type: ignore[misc]
+            index * lane.config.window_ms,
+            may_drop=whole,
         )
         for row, detection in found:
-            detections[int(edge["tenant"][present[row]])].append(detection)
+            number = int(present[row if rows is None else rows[row]])
+            detections[int(edge["tenant"][number])].append(detection)
             if detection.kind is DriftKind.RATE_DROP:
-                edge["dropped"][present[row]] = True
+                edge["dropped"][number] = True
     if whole:
         edge["mean"][present], edge["spread"][present], edge["history"][present] = baseline.learn(
             values, mean, spread, history
@@ -306,7 +310,7 @@ def _judge_structure(
     edge, service = registry.edge.array, registry.service.array
     calls = chosen[MEASURE_INDEX["calls"]] + chosen[MEASURE_INDEX["late_calls"]]
     unknown: dict[int, list[structural.EdgeFacts]] = defaultdict(list)
-    for row in np.flatnonzero(learned & ~edge["known"][present].astype(bool)).tolist():
+    for row in np.flatnonzero(learned[edge["tenant"][present]] & ~edge["known"][present]).tolist():
         number = int(present[row])
         facts = lane.facts(number, int(calls[row]), int(edge["first_seen_ms"][number]))
         unknown[int(edge["tenant"][number])].append(facts)
@@ -317,22 +321,47 @@ def _judge_structure(
     sources, peers = np.unique(pairs >> 32, return_counts=True)
     denied = np.zeros(len(registry.services), dtype=np.int64)
     np.add.at(denied, src, np.minimum(chosen[MEASURE_INDEX["denied"]], _MAX_DENIED))
-    for kind, numbers, observed, usual_name, limit in (
-        (DriftKind.FAN_OUT_BURST, sources, peers, "fan_out_max", structural.fan_out_limit),
-        (DriftKind.DENIED_BURST, sources, denied[sources], "denied_max", structural.denied_limit),
+    tenants = service["tenant"][sources]
+    judged = learned[tenants] & service["known"][sources]
+    for kind, observed, usual_name, limit in (
+        (DriftKind.FAN_OUT_BURST, peers, "fan_out_max", structural.fan_out_limit),
+        (DriftKind.DENIED_BURST, denied[sources], "denied_max", structural.denied_limit),
     ):
-        for number, count in zip(numbers.tolist(), observed.tolist(), strict=True):
-            tenant = int(service["tenant"][number])
-            usual = int(service[usual_name][number])
-            judged = lane.has_learned(tenant) and bool(service["known"][number])
-            if judged and count >= limit(lane.detection(registry.tenants[tenant]), usual):
-                rows = np.flatnonzero(src == number)
-                detections[tenant].append(
-                    structural.judge_source(kind, _source_facts(lane, index, number, count, usual, present[rows]))
-                )
-            elif count > usual:
-                # Only what was no alarm teaches, so that a burst does not make the next one normal.
-                service[usual_name][number] = count
+        usual = service[usual_name][sources]
+        burst = judged & (observed >= _limits(lane, tenants, usual, limit))
+        for row in np.flatnonzero(burst).tolist():
+            number, tenant = int(sources[row]), int(tenants[row])
+            facts_of_source = _source_facts(
+                lane, index, number, int(observed[row]), int(usual[row]), present[np.flatnonzero(src == number)]
+            )
+            detections[tenant].append(structural.judge_source(kind, facts_of_source))
+        # Only what was no alarm teaches, so that a burst does not make the next one normal.
+        teaches = ~burst & (observed > usual)
+        service[usual_name][sources[teaches]] = observed[teaches]
+
+
+def _by_config(lane: LaneState, tenants: IntColumn) -> Iterator[tuple[DetectionConfig, IntColumn | None]]:
+    """Yield the thresholds in force with the rows of ``tenants`` (numbers) they hold for; None is all rows."""
+    if not lane.detection_of:
+        yield lane.config.detection, None
+        return
+    own = [number for number in np.unique(tenants).tolist() if lane.registry.tenants[number] in lane.detection_of]
+    yield lane.config.detection, np.flatnonzero(~np.isin(tenants, own))
+    for number in own:
+        yield lane.detection(lane.registry.tenants[number]), np.flatnonzero(tenants == number)
+
+
+def _limits(
+    lane: LaneState, tenants: IntColumn, usual: IntColumn, limit: Callable[[DetectionConfig, int], float]
+) -> npt.NDArray[np.float64]:
+    """Return the limit of each source; few values of ``usual`` differ, so each is asked for once."""
+    limits = np.empty(len(usual))
+    for config, rows in _by_config(lane, tenants):
+        mine = usual if rows is None else usual[rows]
+        values, codes = np.unique(mine, return_inverse=True)
+        of_value = np.array([limit(config, value) for value in values.tolist()], dtype=np.float64)
+        limits[slice(None) if rows is None else rows] = of_value[codes]
+    return limits
 
 
 def _source_facts(
@@ -352,51 +381,49 @@ def _source_facts(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """All tenants' edges of a window in the order of identity; histogram rows count edges from 0."""
+
+    present: IntColumn
+    chosen: IntColumn
+    other: IntColumn
+    h_edge: IntColumn
+    h_bucket: IntColumn
+    h_count: IntColumn
+    p50: IntColumn
+    p95: IntColumn
+    p99: IntColumn
+
+
 def _closed(
-    lane: LaneState,
-    table: WindowTable,
-    tenant: int,
-    rows: IntColumn,
-    present: IntColumn,
-    chosen: IntColumn,
-    other: IntColumn,
-    histogram: tuple[IntColumn, IntColumn, IntColumn],
-    quantile_columns: tuple[IntColumn, IntColumn, IntColumn],
-    is_learning: bool,
+    lane: LaneState, table: WindowTable, tenant: int, rows: slice, columns: _Columns, is_learning: bool
 ) -> ClosedWindow:
-    """Cut one tenant's graph out of a window, sorted by edge identity."""
-    found = [lane.registry.identities[number] for number in present[rows].tolist()]
-    identities = [identity for identity in found if identity is not None]
-    order = sorted(range(len(identities)), key=identities.__getitem__)
-    rows = rows[order]
-    identities = [identities[position] for position in order]
-    position = np.full(len(present), -1, dtype=np.int64)
-    position[rows] = np.arange(len(rows))
-    h_edge, h_bucket, h_count = histogram
-    mine = position[h_edge] >= 0
-    h_edge, h_bucket, h_count = position[h_edge[mine]], h_bucket[mine], h_count[mine]
-    by_edge = np.lexsort((h_bucket, h_edge))
-    p50, p95, p99 = quantile_columns
+    """Cut one tenant's graph out of a window: its edges are neighbours."""
+    registry = lane.registry
+    numbers = columns.present[rows]
+    edge, names = registry.edge.array, registry.services
+    inside = slice(*np.searchsorted(columns.h_edge, [rows.start, rows.stop]).tolist())
     start_ms = table.index * lane.config.window_ms
     return ClosedWindow(
-        tenant=lane.registry.tenants[tenant],
+        tenant=registry.tenants[tenant],
         lane=lane.config.name,
         generation=lane.config.generation,
         start_ms=start_ms,
         end_ms=start_ms + lane.config.window_ms,
         edges=EdgeTable(
-            src=[identity[1] for identity in identities],
-            dst=[identity[2] for identity in identities],
-            port=np.array([identity[3] for identity in identities], dtype=np.int64),
-            protocol=np.array([identity[4] for identity in identities], dtype=np.int64),
-            measures=np.ascontiguousarray(chosen[:, rows].T),
-            other_side_flows=other[present[rows]],
-            histogram_edge=h_edge[by_edge],
-            histogram_bucket=h_bucket[by_edge],
-            histogram_count=h_count[by_edge],
-            p50_us=p50[rows],
-            p95_us=p95[rows],
-            p99_us=p99[rows],
+            src=[names[service][1] for service in edge["src"][numbers].tolist()],
+            dst=[names[service][1] for service in edge["dst"][numbers].tolist()],
+            port=edge["port"][numbers],
+            protocol=edge["protocol"][numbers],
+            measures=np.ascontiguousarray(columns.chosen[:, rows].T),
+            other_side_flows=columns.other[rows],
+            histogram_edge=columns.h_edge[inside] - rows.start,
+            histogram_bucket=columns.h_bucket[inside],
+            histogram_count=columns.h_count[inside],
+            p50_us=columns.p50[rows],
+            p95_us=columns.p95[rows],
+            p99_us=columns.p99[rows],
         ),
         incomplete=tuple(sorted(table.incomplete)),
         is_learning=is_learning,

@@ -24,6 +24,8 @@ EDGE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "tenant": (np.int32, 0, 0),
     "src": (np.int32, 0, 0),
     "dst": (np.int32, 0, 0),
+    "port": (np.int64, 0, 0),
+    "protocol": (np.int64, 0, 0),
     "known": (np.bool_, 0, 0),
     "first_seen_ms": (np.int64, UNSEEN_MS, 0),
     "last_index": (np.int64, NEVER, 0),  # index of the last window with traffic
@@ -102,6 +104,7 @@ class Registry:
         self.free: list[int] = []
         self.edge_pages: set[int] = set()  # pages changed since the last checkpoint
         self.service_pages: set[int] = set()
+        self._service_rank = np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -145,6 +148,7 @@ class Registry:
         self.edge_pages.add(number // PAGE_ROWS)
         columns = self.edge.array
         columns["tenant"][number], columns["src"][number], columns["dst"][number] = tenant, src, dst
+        columns["port"][number], columns["protocol"][number] = identity[3], identity[4]
         return number
 
     def forget(self, number: int) -> None:
@@ -165,6 +169,18 @@ class Registry:
     def release(self, numbers: Iterable[int]) -> None:
         """Let the numbers of forgotten edges be used again."""
         self.free.extend(numbers)
+
+    def identity_order(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the order that sorts edges by identity, ``(N,)``; much faster than sorting tuples of names."""
+        if len(self._service_rank) != len(self.services):
+            tenants, services = self.tenants, self.services
+            ranked = sorted(range(len(services)), key=lambda n: (tenants[services[n][0]], services[n][1]))
+            self._service_rank = np.empty(len(ranked), dtype=np.int64)
+            self._service_rank[ranked] = np.arange(len(ranked))
+        rank, edge = self._service_rank, self.edge.array
+        pair = rank[edge["src"][numbers]] << 32 | rank[edge["dst"][numbers]]
+        order: npt.NDArray[np.int64] = np.lexsort((edge["protocol"][numbers], edge["port"][numbers], pair))
+        return order
 
     def touch(self, numbers: npt.NDArray[np.int64]) -> None:
         """Note that the memory of edges, and of the services they start at, has changed."""
