@@ -18,7 +18,7 @@ from models.graph.clock import END_OF_TIME_MS
 from models.graph.histogram import BUCKETS, quantiles
 from models.graph.lane import LaneState
 from models.graph.output import Output
-from models.graph.registry import CALLS, NEVER
+from models.graph.registry import CALLS, NEVER, pair_of
 from models.graph.window import WindowTable
 from schemas.detection import DetectionConfig
 from schemas.drift import DriftKind, EdgeRef
@@ -316,8 +316,8 @@ def _judge_structure(
         unknown[int(edge["tenant"][number])].append(facts)
     for tenant, facts_of_tenant in unknown.items():
         detections[tenant] += structural.judge_new(facts_of_tenant)
-    src, dst = edge["src"][present].astype(np.int64), edge["dst"][present].astype(np.int64)
-    pairs = np.unique(src << 32 | dst)
+    src = edge["src"][present]
+    pairs = np.unique(pair_of(src, edge["dst"][present]))
     sources, peers = np.unique(pairs >> 32, return_counts=True)
     denied = np.zeros(len(registry.services), dtype=np.int64)
     np.add.at(denied, src, np.minimum(chosen[MEASURE_INDEX["denied"]], _MAX_DENIED))

@@ -305,7 +305,7 @@ class LaneState:
             ref=EdgeRef(*identity[1:]),
             src_known=bool(service["known"][src]),
             dst_known=bool(service["known"][dst]),
-            pair_known=(src, dst) in self.registry.known_pairs,
+            pair_known=(src << 32 | dst) in self.registry.known_pairs,
             calls=calls,
             first_ms=first_ms,
             history=self.tenants[int(edge["tenant"][number])].closed_windows,

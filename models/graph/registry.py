@@ -60,6 +60,12 @@ def distinct(values: npt.NDArray[np.int64]) -> list[int]:
     return sorted(np.unique(values).tolist())
 
 
+def pair_of(src: npt.NDArray[Any], dst: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Pack numbers of services, or ranks, into one integer that sorts by ``src``, then ``dst``."""
+    packed: npt.NDArray[np.int64] = src.astype(np.int64) << 32 | dst
+    return packed
+
+
 class Columns:
     """Arrays of one length that grow together, doubling."""
 
@@ -100,7 +106,7 @@ class Registry:
         self.identities: list[EdgeIdentity | None] = []
         self.edge_number: dict[EdgeIdentity, int] = {}
         self.edge = Columns(EDGE_COLUMNS)
-        self.known_pairs: set[tuple[int, int]] = set()
+        self.known_pairs: set[int] = set()  # as pair_of packs them
         self.free: list[int] = []
         self.edge_pages: set[int] = set()  # pages changed since the last checkpoint
         self.service_pages: set[int] = set()
@@ -151,6 +157,18 @@ class Registry:
         columns["port"][number], columns["protocol"][number] = identity[3], identity[4]
         return number
 
+    def name_edges(self, named: list[bool]) -> None:
+        """Set identities and their numbers from the columns, after a restore; ``named`` is false where no edge is."""
+        columns = (
+            self.edge.array[name][: len(named)].tolist() for name in ("tenant", "src", "dst", "port", "protocol")
+        )
+        tenants, names = self.tenants, [name for _, name in self.services]
+        self.identities = [
+            (tenants[tenant], names[src], names[dst], port, protocol) if has_edge else None
+            for has_edge, tenant, src, dst, port, protocol in zip(named, *columns, strict=True)
+        ]
+        self.edge_number = {identity: n for n, identity in enumerate(self.identities) if identity is not None}
+
     def forget(self, number: int) -> None:
         """Take an edge's name away; its number may be used again once ``release`` is called."""
         identity = self.identities[number]
@@ -164,7 +182,7 @@ class Registry:
         """Set ``known_pairs`` by the edges that are known: after a restore, or once some were forgotten."""
         columns = self.edge.array
         known = np.flatnonzero(columns["known"][: len(self)])
-        self.known_pairs = set(zip(columns["src"][known].tolist(), columns["dst"][known].tolist(), strict=True))
+        self.known_pairs = set(pair_of(columns["src"][known], columns["dst"][known]).tolist())
 
     def release(self, numbers: Iterable[int]) -> None:
         """Let the numbers of forgotten edges be used again."""
@@ -178,7 +196,7 @@ class Registry:
             self._service_rank = np.empty(len(ranked), dtype=np.int64)
             self._service_rank[ranked] = np.arange(len(ranked))
         rank, edge = self._service_rank, self.edge.array
-        pair = rank[edge["src"][numbers]] << 32 | rank[edge["dst"][numbers]]
+        pair = pair_of(rank[edge["src"][numbers]], rank[edge["dst"][numbers]])
         order: npt.NDArray[np.int64] = np.lexsort((edge["protocol"][numbers], edge["port"][numbers], pair))
         return order
 
@@ -194,7 +212,6 @@ class Registry:
         columns = self.edge.array
         new = numbers[~columns["known"][numbers].astype(bool)]
         columns["known"][new] = True
-        for src, dst in zip(columns["src"][new].tolist(), columns["dst"][new].tolist(), strict=True):
-            self.known_pairs.add((src, dst))
+        self.known_pairs.update(pair_of(columns["src"][new], columns["dst"][new]).tolist())
         self.service.array["known"][columns["src"][new]] = True
         self.service.array["known"][columns["dst"][new]] = True

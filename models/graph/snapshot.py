@@ -20,7 +20,7 @@ from models.graph.machine import Machine
 from models.graph.registry import PAGE_ROWS, Columns
 from models.graph.window import WindowTable
 from schemas.errors import CheckpointError
-from schemas.tenant_log import EdgeIdentity, LaneConfig
+from schemas.tenant_log import LaneConfig
 
 SNAPSHOT_VERSION = 1
 
@@ -94,7 +94,9 @@ class _WindowHead(msgspec.Struct):
 
 
 class _EdgePage(msgspec.Struct):
-    identities: list[EdgeIdentity | None]
+    """Edges by number; their names are those of the services they join. ``named`` is false where no edge is."""
+
+    named: PackedArray
     columns: dict[str, PackedArray]
 
 
@@ -157,7 +159,8 @@ def _edge_page(lane: LaneState, page: int) -> bytes:
     registry = lane.registry
     rows = slice(page * PAGE_ROWS, min((page + 1) * PAGE_ROWS, len(registry)))
     columns = {name: _pack(column[rows]) for name, column in registry.edge.array.items()}
-    return _encoder.encode(_EdgePage(registry.identities[rows], columns))
+    named = np.array([identity is not None for identity in registry.identities[rows]], dtype=bool)
+    return _encoder.encode(_EdgePage(_pack(named), columns))
 
 
 def _service_page(lane: LaneState, page: int) -> bytes:
@@ -267,11 +270,12 @@ def _restore_lane(saved: _Lane, chunks: dict[str, bytes]) -> LaneState:
         registry.services += services.services
         _fill(registry.service, page, services.columns)
     registry.service_number = {service: number for number, service in enumerate(registry.services)}
+    named: list[bool] = []
     for page in _pages(saved.edges):
         edges = msgspec.msgpack.decode(chunks[f"{name}/edges/{page}"], type=_EdgePage)
-        registry.identities += edges.identities
+        named += _unpack(edges.named).tolist()
         _fill(registry.edge, page, edges.columns)
-    registry.edge_number = {identity: n for n, identity in enumerate(registry.identities) if identity is not None}
+    registry.name_edges(named)
     registry.find_known_pairs()
     for index in saved.windows:
         lane.windows[index] = _restore_window(name, index, registry.edge.capacity, chunks)
