@@ -61,7 +61,7 @@ class Feed:
     def control(self, value: bytes, tenant: str = "acme", offset: int = 0) -> Output:
         """Send a control with a tenant's settings."""
         position = position_of(offset, 0)
-        progress = Progress("drift-controls#1", 0, position - 1, position)
+        progress = Progress("drift-controls#1", 0, end_position(offset - 1), end_position(offset))
         control = Control(tenant, TENANT_SETTINGS, "detection", value, position)
         return self.append(LogRecord(worker="test", as_of_ms=AS_OF_MS, progress=(progress,), controls=(control,)))
 
