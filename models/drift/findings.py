@@ -145,13 +145,19 @@ class FindingBook:
         return [_close_index(scope, finding) for finding in self.open.values()]
 
     def expire(
-        self, scope: Scope, index: int, is_silent: Callable[[Finding], bool], returned: Callable[[Finding], bool]
+        self,
+        scope: Scope,
+        index: int,
+        is_silent: Callable[[Finding], bool],
+        returned: Callable[[Finding], bool],
+        is_over: bool = False,
     ) -> list[DriftEvent]:
         """Close findings whose time has come at the end of window ``index``.
 
         Attributes:
             is_silent: whether a finding's edge had no traffic since the last evidence.
             returned: whether it had traffic in this window.
+            is_over: the input ended within this window: what it lacks ends nothing.
         """
         events = []
         for fingerprint in sorted(self.open):
@@ -160,7 +166,7 @@ class FindingBook:
             reason = ""
             if kind is DriftKind.REMOVED_EDGE and finding.last_evidence_index < index and returned(finding):
                 reason = "returned"
-            elif _close_index(scope, finding) <= index:
+            elif _close_index(scope, finding) <= index and not is_over:
                 if not finding.is_settled:
                     reason = "unconfirmed"
                 elif kind is DriftKind.RATE_DROP and is_silent(finding):

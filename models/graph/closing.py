@@ -61,7 +61,7 @@ def advance(lane: LaneState) -> Output:
     lane.clock.paused = False
     lane.lost = False
     while (due := _next_index(lane, closed_to, deadline_to)) is not None:
-        _judge_index(lane, due, output)
+        _judge_index(lane, due, output, is_over=due >= deadline_to)
     lane.judged_index = max(lane.judged_index, deadline_to - 1)
     return output
 
@@ -75,7 +75,7 @@ def close_all(lane: LaneState, reason: str) -> Output:
         lane.closed_index = max(lane.windows) + 1
         lane.quiet_floor = max(lane.quiet_floor, lane.closed_index - 1)
     for index in sorted(lane.windows):
-        _judge_index(lane, index, output)
+        _judge_index(lane, index, output, is_over=True)
     lane.lost = lane.clock.paused = False
     lane.clock.members = {}
     lane.clock.declare(lane.config)
@@ -122,15 +122,20 @@ def _next_index(lane: LaneState, closed_to: int, deadline_to: int) -> int | None
     return min(candidates, default=None)
 
 
-def _judge_index(lane: LaneState, index: int, output: Output) -> None:
-    """Judge one window: its rows if it has any, then the silences and findings that end with it."""
+def _judge_index(lane: LaneState, index: int, output: Output, is_over: bool) -> None:
+    """Judge one window: its rows if it has any, then the silences and findings that end with it.
+
+    Attributes:
+        is_over: the input ended within this window, so what is missing from it means nothing.
+    """
     detections: dict[int, list[Detection]] = defaultdict(list)
     table = lane.windows.pop(index, None)
     if table is not None:
         if table.incomplete:
             lane.quiet_floor = max(lane.quiet_floor, index)
-        _close_window(lane, table, detections, output)
-    _fire_deadlines(lane, index, detections)
+        _close_window(lane, table, detections, output, may_drop=not table.incomplete and not is_over)
+    if not is_over:
+        _fire_deadlines(lane, index, detections)
     lane.judged_index = max(lane.judged_index, index)
     last = lane.registry.edge.array["last_index"]
 
@@ -152,6 +157,7 @@ def _judge_index(lane: LaneState, index: int, output: Output) -> None:
             index,
             is_silent=lambda finding: last_index(finding) < finding.last_evidence_index,
             returned=lambda finding: last_index(finding) == index,
+            is_over=is_over,
         )
     if index % _FORGET_EVERY == 0:
         _forget(lane, index)
@@ -185,7 +191,9 @@ def _fire_deadlines(lane: LaneState, index: int, detections: dict[int, list[Dete
             )
 
 
-def _close_window(lane: LaneState, table: WindowTable, detections: dict[int, list[Detection]], output: Output) -> None:
+def _close_window(
+    lane: LaneState, table: WindowTable, detections: dict[int, list[Detection]], output: Output, may_drop: bool
+) -> None:
     registry = lane.registry
     capacity = registry.edge.capacity
     measures, other, use_server = table.chosen(capacity)
@@ -209,7 +217,7 @@ def _close_window(lane: LaneState, table: WindowTable, detections: dict[int, lis
     learned = np.array([lane.has_learned(number) for number in range(len(registry.tenants))] or [False])
     whole = not table.incomplete
     chosen = measures[:, present]
-    _judge_signals(lane, table.index, present, chosen, p50, p95, learned[tenant_of], whole, detections)
+    _judge_signals(lane, table.index, present, chosen, p50, p95, learned[tenant_of], whole, may_drop, detections)
     _judge_structure(lane, table.index, present, chosen, learned, detections)
     columns = _Columns(present, chosen, other[present], *histogram, p50, p95, p99)
     # Sorted by identity, a tenant's edges are neighbours: cutting them out costs no more with many tenants.
@@ -245,6 +253,7 @@ def _judge_signals(
     p95: IntColumn,
     learned: Mask,
     whole: bool,
+    may_drop: bool,
     detections: dict[int, list[Detection]],
 ) -> None:
     """Compare each edge with its baseline, then move the baseline on (complete windows alone teach)."""
@@ -284,7 +293,7 @@ def _judge_signals(
             may_judge,
             lambda row, rows=rows: identity(row if rows is None else int(rows[row])),  # type: ignore[misc]
             index * lane.config.window_ms,
-            may_drop=whole,
+            may_drop=may_drop,
         )
         for row, detection in found:
             number = int(present[row if rows is None else rows[row]])

@@ -102,9 +102,7 @@ def story(events: Iterable[DriftEvent], kind: DriftKind | None = None) -> list[t
 def created(output: Output) -> list[tuple[DriftKind, str, str, int]]:
     """Return kind, subject and window index of all findings, in order."""
     return [
-        (e.kind, e.src, e.dst, e.window_start_ms // WINDOW_MS)
-        for e in output.events
-        if e.activity is Activity.CREATE
+        (e.kind, e.src, e.dst, e.window_start_ms // WINDOW_MS) for e in output.events if e.activity is Activity.CREATE
     ]
 
 

@@ -210,5 +210,3 @@ def test_a_topic_that_leaves_the_lane_no_longer_holds_it() -> None:
     feed.lane = make_lane(1, version=2)
     feed.send([make_flow(100_000)])
     assert watermark(feed) == 95_000
-
-

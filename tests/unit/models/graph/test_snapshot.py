@@ -31,7 +31,7 @@ def eventful() -> list[LogRecord]:
     detection = DetectionConfig(learning_windows=3, max_edges_per_tenant=CAP, fan_out_min=3, denied_min=5)
     feed = Feed(make_lane(2, mode="live", lateness_ms=12_000, max_wait_ms=30_000, detection=detection))
     feed.control(b'{"min_calls": 5}', tenant="globex")
-    for index in range(40):
+    for index in range(45):
         now = (index + 1) * 10_000
         flows: list[Flow] = []
         for tenant in ("acme", "globex"):
@@ -47,22 +47,24 @@ def eventful() -> list[LogRecord]:
             ]
         flows.sort(key=lambda flow: flow.time_ms)
         feed.send(flows, as_of_ms=now)
-        if index < 20:
+        if index < 24:
             feed.send(in_window(index, tenant="globex"), partition=1, as_of_ms=now)
-        if index == 20:
+        if index == 24:
             feed.state(partition=1, state=PAUSED, as_of_ms=now)
-        if index == 25:
+        if index == 30:
             feed.next_offset[0] += 1
             record = record_of(feed.lane, 0, feed.next_offset[0], in_window(index), as_of_ms=now)
             feed.append(msgspec.structs.replace(record, loss=True))
             feed.next_offset[0] += 1
-        if index == 30:
+        if index == 33:
             feed.state(partition=1, state=IDLE, as_of_ms=now)
     return feed.log
 
 
 def said(output: Output) -> object:
-    windows = [(w.tenant, w.start_ms, w.incomplete, w.edges.measures.tolist(), w.overflow.tolist()) for w in output.windows]
+    windows = [
+        (w.tenant, w.start_ms, w.incomplete, w.edges.measures.tolist(), w.overflow.tolist()) for w in output.windows
+    ]
     quantiles = [(w.edges.p50_us.tolist(), w.edges.p99_us.tolist()) for w in output.windows]
     return windows, quantiles, output.events, output.dead, output.counts
 
@@ -88,7 +90,9 @@ def test_the_eventful_log_restores_overflow_and_quarantine_too() -> None:
     seen = 0
     for offset, record in enumerate(eventful()):
         machine.apply(offset, record)
-        seen = max(seen, *(len(s.edges.quarantine) for lane in machine.lanes.values() for s in lane.tenants.values()), 0)
+        seen = max(
+            seen, *(len(s.edges.quarantine) for lane in machine.lanes.values() for s in lane.tenants.values()), 0
+        )
     assert seen > 0
     assert any(state.edges.overflow is not None for state in machine.lanes["test"].tenants.values())
 
