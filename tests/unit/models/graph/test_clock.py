@@ -58,7 +58,7 @@ def test_a_silent_member_is_waited_for_until_max_wait_and_then_windows_close_inc
     feed = live()
     if heard:
         feed.send([make_flow(START_MS)], partition=1, as_of_ms=START_MS)
-    for step in range(0, 61):
+    for step in range(61):
         at = START_MS + 1_000 * step
         feed.send([make_flow(at)], as_of_ms=at)
     assert closed(feed) == []
@@ -70,7 +70,7 @@ def test_a_silent_member_is_waited_for_until_max_wait_and_then_windows_close_inc
 def test_a_silent_member_that_speaks_again_is_waited_for_again() -> None:
     feed = live()
     feed.send([make_flow(START_MS)], partition=1, as_of_ms=START_MS)
-    for step in range(0, 80):
+    for step in range(80):
         feed.send([make_flow(START_MS + 1_000 * step)], as_of_ms=START_MS + 1_000 * step)
     before = watermark(feed)
     feed.state(partition=1, as_of_ms=START_MS + 80_000)
@@ -91,7 +91,7 @@ def test_progress_without_rows_is_no_silence() -> None:
     """A partition with backlog is waited for as long as its owner states progress."""
     feed = live()
     feed.send([make_flow(START_MS)], partition=1, as_of_ms=START_MS)
-    for step in range(0, 120):
+    for step in range(120):
         at = START_MS + 1_000 * step
         feed.send([make_flow(at)], as_of_ms=at)
         feed.state(partition=1, as_of_ms=at)
