@@ -5,7 +5,6 @@ Every record becomes a row or a dead letter; nothing is dropped.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ _LATEST_ROWS = 64
 """Rows looked at first for the furthest clocks; all others only if fewer than three hosts are among them."""
 
 Clocks = tuple[tuple[str, int], ...]
-_tenant_of = itemgetter(0)
 _INDEX_BITS = MAX_RECORDS_PER_MESSAGE.bit_length()
 
 
@@ -114,9 +112,8 @@ def _judge(
     rejected: list[Rejected],
 ) -> Table:
     """Find each row's target and time; rows that have none are rejected."""
-    edge, edges = rows.group(tenants)
-    router = rules.router
-    target = np.fromiter(map(router.__getitem__, map(_tenant_of, edges)), dtype=np.int64, count=len(edges))
+    grouping = rows.group(tenants, rules.router)
+    edge, edges, target = grouping.edge, grouping.edges, grouping.target
     columns = dict(rows.columns)
     columns["position"] = positions_of(offsets[rows.message], rows.index)
     columns["skewed"] = np.zeros(len(edge), dtype=np.int64)

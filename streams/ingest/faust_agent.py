@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import faust
 from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.structs import TopicPartition
 from faust.types import TP
 
 from schemas.errors import ConfigurationError
@@ -93,6 +95,7 @@ class IngestAgents:
         self._settings = settings
         self._latest = {flow.topic for flow in settings.flows if flow.start == "latest"}
         self._lanes: dict[str, LaneConfig] = {}
+        self._starts: tuple[int, dict[TP, tuple[int | None, int]]] | None = None
         self._readers = self._make_readers(counts)
         self.topics = frozenset(self._readers)
         topics = settings.topics
@@ -142,13 +145,35 @@ class IngestAgents:
 
     async def start_offset(self, tp: TP) -> int:
         """Return where a partition of a new assignment goes on; a hook of the batching transport."""
-        found = (await committed(self._app, [tp]))[tp]
-        first = 0
-        if found is None:
-            thread = cast(BatchingConsumer, self._app.consumer).thread
-            start, end = await thread.run(thread.log_range, tp)
-            first = end if tp.topic in self._latest else start
+        generation = self._app.consumer_generation_id
+        if self._starts is None or self._starts[0] != generation or tp not in self._starts[1]:
+            self._starts = generation, await self._find_starts(tp)
+        found, first = self._starts[1].pop(tp)
         return await self.worker.start(tp.topic, tp.partition, found, first)
+
+    async def _find_starts(self, wanted: TP) -> dict[TP, tuple[int | None, int]]:
+        """Return (committed offset, offset to start from without one) of all our partitions, in a few requests."""
+        assigned = {tp for tp in self._app.consumer.assignment() if tp.topic in self.topics} | {wanted}
+        found = await committed(self._app, assigned)
+        new = [TopicPartition(*tp) for tp, offset in found.items() if offset is None]
+        latest = [tp for tp in new if tp.topic in self._latest]
+        earliest = [tp for tp in new if tp.topic not in self._latest]
+        thread = cast(BatchingConsumer, self._app.consumer).thread
+        consumer = thread._ensure_consumer()
+        firsts: dict[TopicPartition, int] = {}
+        if earliest:
+            firsts.update(await thread.run(consumer.beginning_offsets, earliest))
+        if latest:
+            firsts.update(await thread.run(consumer.end_offsets, latest))
+        keeping = {
+            tp: firsts[TopicPartition(*tp)] for tp, offset in found.items() if offset is None and self._keeps(tp)
+        }
+        if keeping and await commit(self._app, keeping):
+            found.update(keeping)
+        return {tp: (offset, firsts.get(TopicPartition(*tp), 0)) for tp, offset in found.items()}
+
+    def _keeps(self, tp: TP) -> bool:
+        return self._readers[tp.topic].commits
 
     async def on_out_of_range(self, tp: TP, wanted: int, start: int, end: int) -> None:
         """Stop a partition whose log has lost what is wanted, or go on if the operator accepts it; a hook likewise."""
@@ -177,6 +202,17 @@ class IngestAgents:
     async def close(self) -> None:
         """Commit what is acknowledged and stop; before the app stops."""
         await self.worker.close()
+
+
+def tune_garbage_collection() -> None:
+    """Make collections rare, for a process that reads millions of records: call it once, when it has started.
+
+    Every fetched record brings a list of headers that the collector counts; with Python's thresholds it looks through
+    the whole heap several times a second and finds nothing, for hardly anything here is cyclic.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def register_ingest(

@@ -1,7 +1,8 @@
 """Canonical flows as Arrow IPC streams: columns named as `Flow`'s fields, judged without a loop over rows. Pure."""
 
+import functools
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,10 @@ import pyarrow.compute as pc
 from schemas.dead_letter import Reason
 from schemas.flow import MAX_MEASURE, MAX_NAME_BYTES, PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN
 from schemas.ids import MAX_RECORDS_PER_MESSAGE
-from schemas.tenant_log import EdgeIdentity, IntColumn
+from schemas.tenant_log import IntColumn
 from streams.result import WHOLE_MESSAGE, Refusal, Rejected, short
 from streams.sources.canonical_json import ARROW_STREAM
-from streams.sources.format import MEASURES, Decoded, Tenants
+from streams.sources.format import MEASURES, Decoded, Grouping, Tenants
 
 Mask = npt.NDArray[np.bool_]
 
@@ -34,10 +35,19 @@ _COLUMNS = (*_NAMES, *_WORDS, "time_ms", "port", *MEASURES)
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """A dictionary-encoded string column. ``codes``: ``(n,)`` int64 into ``values``, -1 is null."""
+    """A dictionary-encoded string column. ``codes``: ``(n,)`` int64 into ``values``, an object array; -1 is null."""
 
     codes: IntColumn
-    values: list[str]
+    values: npt.NDArray[np.object_]
+
+
+_NOBODY = np.empty(0, dtype=object)
+
+
+def _in_order(key: IntColumn) -> tuple[IntColumn, int]:
+    """Return keys as dense codes in order of first appearance, and how many there are."""
+    encoded = pc.dictionary_encode(pa.array(key))  # hashing: several times as fast as numpy.unique, which sorts
+    return encoded.indices.to_numpy().astype(np.int64), len(encoded.dictionary)
 
 
 def _table_field(buffer: Any, table: int, field: int) -> int:
@@ -105,20 +115,25 @@ def _check_type(field: Any) -> None:
         raise Refusal(Reason.MALFORMED, f"column {field.name!r} has type {kind}, expected {expected}")
 
 
+@functools.lru_cache(maxsize=64)  # a topic's messages mostly have one schema; hashing it is cheaper than looking at it
+def _known_columns(schema: Any) -> list[str]:
+    known = [name for name in schema.names if name in _COLUMNS]
+    if len(set(known)) != len(known):
+        raise Refusal(Reason.MALFORMED, "a column name occurs twice")
+    missing = [name for name in _REQUIRED if name not in known]
+    if missing:
+        raise Refusal(Reason.MALFORMED, f"column {missing[0]!r} is missing")
+    for name in known:
+        _check_type(schema.field(name))
+    return known
+
+
 def _read_table(value: bytes) -> Any:
     """Return the columns we know of one message, checked down to offsets and UTF-8."""
     try:
         _check_declared(value)
         with pa.ipc.open_stream(pa.py_buffer(value)) as reader:
-            schema = reader.schema
-            known = [name for name in schema.names if name in _COLUMNS]
-            if len(set(known)) != len(known):
-                raise Refusal(Reason.MALFORMED, "a column name occurs twice")
-            missing = [name for name in _REQUIRED if name not in known]
-            if missing:
-                raise Refusal(Reason.MALFORMED, f"column {missing[0]!r} is missing")
-            for name in known:
-                _check_type(schema.field(name))
+            known = _known_columns(reader.schema)
             table = reader.read_all().select(sorted(known))
         table.validate(full=True)  # a lying offset would make later code read foreign memory
     except (pa.ArrowException, OSError, struct.error, UnicodeDecodeError, IndexError, OverflowError) as error:
@@ -139,7 +154,10 @@ class ArrowRows:
         self.index: IntColumn = np.concatenate([np.arange(c, dtype=np.int64) for c in counts])
         self._row: IntColumn = np.arange(len(self.message), dtype=np.int64)  # row in the table
         self._reasons: list[tuple[Mask, Reason, str]] = []
-        self._coded = {name: self._names(name) for name in _NAMES}
+        self._coded = {name: self._names(name) for name in ("src", "dst", "tenant")}
+        self._host = self._column("host")
+        if self._host is not None:
+            self._check_hosts(self._host)
         self._words = {
             "protocol": self._word("protocol", PROTOCOL_NUMBERS, UNKNOWN),
             "side": self._word("reporter", _REPORTERS, SIDE_CLIENT),
@@ -166,9 +184,8 @@ class ArrowRows:
         if column is None:
             if name in _REQUIRED:
                 self._reasons.append((np.ones(self._size(), dtype=bool), Reason.MALFORMED, f"{name} is null"))
-            return Coded(np.full(self._size(), -1, dtype=np.int64), [])
-        coded = self._encode(column)
-        lengths = np.fromiter(map(len, coded.values), dtype=np.int64, count=len(coded.values))
+            return Coded(np.full(self._size(), -1, dtype=np.int64), _NOBODY)
+        coded, lengths = self._encode(column)
         if len(lengths) and (lengths.min() < 1 or lengths.max() > MAX_NAME_BYTES):
             bad = np.append((lengths < 1) | (lengths > MAX_NAME_BYTES), False)
             self._reasons.append(
@@ -178,8 +195,20 @@ class ArrowRows:
             self._reasons.append((coded.codes < 0, Reason.MALFORMED, f"{name} is null"))
         return coded
 
+    def _check_hosts(self, column: Any) -> None:
+        """Judge hosts without coding them: of hosts, a few rows at most are ever looked at."""
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        lengths = pc.utf8_length(column)
+        shortest, longest = pc.min_max(lengths).values()
+        if shortest.as_py() == 0 or (longest.as_py() or 0) > MAX_NAME_BYTES:
+            found = pc.fill_null(lengths, 1).to_numpy(zero_copy_only=False)
+            bad = (found < 1) | (found > MAX_NAME_BYTES)
+            self._reasons.append((bad, Reason.INVALID_VALUE, f"host must have 1 to {MAX_NAME_BYTES} characters"))
+
     @staticmethod
-    def _encode(column: Any) -> Coded:
+    def _encode(column: Any) -> tuple[Coded, IntColumn]:
+        """Return the column's codes, and the length of each value in characters."""
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
         if pa.types.is_dictionary(column.type):
@@ -188,13 +217,15 @@ class ArrowRows:
         indices = encoded.indices
         if indices.null_count:
             indices = pc.fill_null(indices, -1)
-        return Coded(indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist())
+        values = encoded.dictionary
+        coded = Coded(indices.to_numpy().astype(np.int64), values.to_numpy(zero_copy_only=False))
+        return coded, pc.utf8_length(values).to_numpy().astype(np.int64)
 
     def _word(self, name: str, meanings: dict[str, int], absent: int) -> IntColumn:
         column = self._column(name)
         if column is None:
             return np.full(self._size(), absent, dtype=np.int64)
-        coded = self._encode(column)
+        coded, _ = self._encode(column)
         meaning = np.array([meanings.get(value, -2) for value in coded.values] + [absent], dtype=np.int64)
         numbers = meaning[coded.codes]
         if (meaning == -2).any():
@@ -251,54 +282,56 @@ class ArrowRows:
         self._coded = {name: Coded(coded.codes[good], coded.values) for name, coded in self._coded.items()}
         return rejected
 
-    def group(self, tenants: Tenants) -> tuple[IntColumn, list[EdgeIdentity]]:
-        """Return edge codes and identities; see `FlowRows`."""
+    def group(self, tenants: Tenants, targets: Mapping[str | None, int]) -> Grouping:
+        """Find the edges of the rows; see `FlowRows`."""
         tenant = self._tenants(tenants)
         src, dst = self._coded["src"], self._coded["dst"]
         # Ports and protocols in one number, then all parts mixed into one key, made dense whenever it could overflow.
-        parts = [
-            (tenant.codes + 1, len(tenant.values) + 1),
+        parts = (
             (src.codes, len(src.values)),
             (dst.codes, len(dst.values)),
-            ((self._port + 1) * 256 + self._words["protocol"] + 1, 65_537 * 256),
-        ]
-        key, size = parts[0]
-        for codes, count in parts[1:]:
+            ((self._port + 1) * 256 + (self._words["protocol"] + 1), 65_537 * 256),
+        )
+        key, size = tenant.codes + 1, len(tenant.values) + 1
+        for codes, count in parts:
             if size * count >= 1 << 62:
-                dense, key = np.unique(key, return_inverse=True)
-                size = len(dense)
+                key, size = _in_order(key)
             key, size = key * count + codes, size * count
-        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-        order = np.argsort(first, kind="stable")
-        rank = np.empty(len(order), dtype=np.int64)
-        rank[order] = np.arange(len(order))
-        rows = first[order]
-        names: list[str | None] = [*tenant.values, None]
+        edge, count = _in_order(key)
+        rows = np.empty(count, dtype=np.int64)
+        rows[edge[::-1]] = np.arange(len(edge) - 1, -1, -1)  # the last assignment wins: each edge's first row
+        owner = tenant.codes[rows]
         identities = zip(
-            map(names.__getitem__, tenant.codes[rows].tolist()),
-            map(src.values.__getitem__, src.codes[rows].tolist()),
-            map(dst.values.__getitem__, dst.codes[rows].tolist()),
+            np.array([*tenant.values, None], dtype=object)[owner].tolist(),
+            src.values[src.codes[rows]].tolist(),
+            dst.values[dst.codes[rows]].tolist(),
             self._port[rows].tolist(),
             self._words["protocol"][rows].tolist(),
             strict=True,
         )
-        return rank[inverse], list(identities)  # type: ignore[arg-type]
+        target_of = np.array([targets[name] for name in (*tenant.values, None)], dtype=np.int64)
+        return Grouping(edge, list(identities), target_of[owner])
 
     def _tenants(self, tenants: Tenants) -> Coded:
         if tenants is None:
             return self._coded["tenant"]
         if isinstance(tenants, str):
-            return Coded(np.zeros(len(self.message), dtype=np.int64), [tenants])
+            return Coded(np.zeros(len(self.message), dtype=np.int64), np.array([tenants], dtype=object))
         values = sorted({name for name in tenants if name is not None})
         code: dict[str | None, int] = {None: -1}
         code.update((name, i) for i, name in enumerate(values))
         by_message = np.fromiter(map(code.__getitem__, tenants), dtype=np.int64, count=len(tenants))
-        return Coded(by_message[self.message], values)
+        return Coded(by_message[self.message], np.array(values, dtype=object))
 
     def hosts(self, rows: Sequence[int]) -> list[str]:
         """Return the reporting hosts; see `FlowRows`."""
-        host, src = self._coded["host"], self._coded["src"]
-        return [host.values[host.codes[row]] if host.codes[row] >= 0 else src.values[src.codes[row]] for row in rows]
+        src = self._coded["src"]
+        wanted = np.array(rows, dtype=np.int64)
+        names: list[str] = src.values[src.codes[wanted]].tolist()
+        if self._host is None:
+            return names
+        hosts = self._host.take(pa.array(self._row[wanted])).to_pylist()
+        return [host or name for host, name in zip(hosts, names, strict=True)]
 
     def payload(self, row: int) -> bytes:
         """Return one row as JSON: what can be read again as a canonical flow, nulls left out."""

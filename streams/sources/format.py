@@ -4,9 +4,10 @@ To add a producer's format: one file beside this one with a subclass of `RecordF
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from operator import itemgetter
 from typing import Any, Protocol
 
 import msgspec
@@ -24,6 +25,21 @@ Tenants = str | Sequence[str | None] | None
 """Tenants of rows: one for all, one by message, or ``None``: each row names its own."""
 
 
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """Rows by edge.
+
+    Attributes:
+        edge: index into ``edges`` of each row.
+        edges: identities in order of first appearance; the tenant is ``None`` where there is none.
+        target: what ``targets`` says of each edge's tenant.
+    """
+
+    edge: IntColumn
+    edges: list[EdgeIdentity]
+    target: IntColumn
+
+
 class FlowRows(Protocol):
     """Rows of consecutive messages in order of (message, index).
 
@@ -37,11 +53,8 @@ class FlowRows(Protocol):
     index: IntColumn
     columns: dict[str, IntColumn]
 
-    def group(self, tenants: Tenants) -> tuple[IntColumn, list[EdgeIdentity]]:
-        """Return each row's edge code and the identities they stand for, in order of first appearance.
-
-        The tenant of an identity is ``None`` where there is none.
-        """
+    def group(self, tenants: Tenants, targets: Mapping[str | None, int]) -> Grouping:
+        """Find the edges of the rows. ``targets``: what stands for each tenant, ``None`` among them."""
         ...
 
     def hosts(self, rows: Sequence[int]) -> list[str]:
@@ -74,6 +87,7 @@ class SourceFormat(Protocol):
         ...
 
 
+_tenant_of = itemgetter(0)
 _FIELDS = tuple(field.name for field in msgspec.structs.fields(Flow))
 _PROTOCOLS: dict[str | None, int] = {None: UNKNOWN}
 _PROTOCOLS.update(PROTOCOL_NUMBERS.items())
@@ -119,8 +133,8 @@ class StructRows:
         else:
             self.columns["side"] = np.full(len(reporters), SIDE_CLIENT, dtype=np.int64)
 
-    def group(self, tenants: Tenants) -> tuple[IntColumn, list[EdgeIdentity]]:
-        """Return edge codes and identities; see `FlowRows`."""
+    def group(self, tenants: Tenants, targets: Mapping[str | None, int]) -> Grouping:
+        """Find the edges of the rows; see `FlowRows`."""
         size = len(self.message)
         names: Iterable[str | None]
         if tenants is None:
@@ -135,7 +149,8 @@ class StructRows:
         # dict.setdefault(key, row) returns the row where the key appeared first, without a line of Python a row.
         first = np.fromiter(map(table.setdefault, keys, count()), dtype=np.int64, count=size)
         ranks = np.cumsum(first == np.arange(size)) - 1
-        return ranks[first], list(table)
+        target = np.fromiter(map(targets.__getitem__, map(_tenant_of, table)), dtype=np.int64, count=len(table))
+        return Grouping(ranks[first], list(table), target)
 
     def hosts(self, rows: Sequence[int]) -> list[str]:
         """Return the reporting hosts; see `FlowRows`."""
