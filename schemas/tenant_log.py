@@ -4,7 +4,8 @@ A record speaks for one lane. It carries the *progress* of source partitions (wh
 their clocks are) and, for at most one of them, the rows in between. A record without rows is a *statement*.
 """
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
 
 import msgspec
 import numpy as np
@@ -112,8 +113,47 @@ class Rows(msgspec.Struct, frozen=True, array_like=True):
     """Rows of the record's first progress entry, in coordinate order."""
 
     count: int
-    edges: list[EdgeIdentity]
+    edges: Sequence[EdgeIdentity]
     columns: dict[str, PackedColumn]
+
+
+class EncodedEdges(Sequence[EdgeIdentity]):
+    """A record's edges as they came, each decoded only when it is looked at.
+
+    The graph agent knows nearly all edges of a record and finds them by their bytes: making five objects of each
+    would cost more than all the rest of folding.
+
+    Raises:
+        WireFormatError: on access to an edge that is none.
+    """
+
+    __slots__ = ("encoded",)
+
+    def __init__(self, encoded: list[msgspec.Raw]) -> None:
+        self.encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    @overload
+    def __getitem__(self, index: int) -> EdgeIdentity: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[EdgeIdentity]: ...
+    def __getitem__(self, index: int | slice) -> EdgeIdentity | list[EdgeIdentity]:
+        if isinstance(index, slice):
+            return [_decode_edge(raw) for raw in self.encoded[index]]
+        return _decode_edge(self.encoded[index])
+
+    def __iter__(self) -> Iterator[EdgeIdentity]:
+        return map(_decode_edge, self.encoded)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(list(self))
 
 
 class LogRecord(msgspec.Struct, frozen=True):
@@ -138,8 +178,40 @@ class LogRecord(msgspec.Struct, frozen=True):
 
 
 _UNSIGNED = (("<u1", 1 << 8), ("<u2", 1 << 16), ("<u4", 1 << 32))
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(LogRecord)
+
+
+class _WireRows(msgspec.Struct, frozen=True, array_like=True):
+    count: int
+    edges: list[msgspec.Raw]
+    columns: dict[str, PackedColumn]
+
+
+class _WireRecord(LogRecord, frozen=True):
+    rows: _WireRows | None = None  # type: ignore[assignment]
+
+
+def _as_list(value: object) -> object:
+    if isinstance(value, EncodedEdges):
+        return list(value)
+    raise NotImplementedError(f"cannot encode {type(value).__name__}")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_as_list)
+_decoder = msgspec.msgpack.Decoder(_WireRecord)
+_edge_decoder = msgspec.msgpack.Decoder(EdgeIdentity)
+
+
+def encode_edge(edge: EdgeIdentity) -> bytes:
+    """Return the bytes an edge has in a record of ours."""
+    return _encoder.encode(edge)
+
+
+def _decode_edge(raw: msgspec.Raw) -> EdgeIdentity:
+    try:
+        edge: EdgeIdentity = _edge_decoder.decode(raw)
+        return edge
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise WireFormatError(f"an edge of a tenant-log record cannot be read: {error}") from error
 
 
 def pack_column(values: IntColumn) -> PackedColumn:
@@ -194,9 +266,19 @@ def decode_record(data: bytes) -> LogRecord:
         raise WireFormatError(f"tenant-log record cannot be read: {error}") from error
     if record.v != WIRE_VERSION:
         raise WireFormatError(f"tenant-log record of version {record.v}; this worker reads {WIRE_VERSION}: update it")
-    return record
+    wire = record.rows
+    return LogRecord(
+        worker=record.worker,
+        as_of_ms=record.as_of_ms,
+        progress=record.progress,
+        lane=record.lane,
+        rows=None if wire is None else Rows(wire.count, EncodedEdges(wire.edges), wire.columns),
+        controls=record.controls,
+        append_time=record.append_time,
+        loss=record.loss,
+    )
 
 
 def as_builtins(record: LogRecord) -> Any:
     """Return the record as plain values, for debugging and `drift doctor`."""
-    return msgspec.to_builtins(record)
+    return msgspec.to_builtins(record, enc_hook=_as_list)

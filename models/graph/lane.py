@@ -1,8 +1,7 @@
 """One lane of one partition: rows are folded into open windows, and the watermark closes them. Pure, deterministic."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 
 import msgspec
 import numpy as np
@@ -19,7 +18,7 @@ from schemas.dead_letter import Reason
 from schemas.detection import DetectionConfig
 from schemas.drift import DriftKind, EdgeRef
 from schemas.flow import MAX_MEASURE, SIDE_SERVER
-from schemas.tenant_log import LaneConfig, LogRecord, unpack_rows
+from schemas.tenant_log import EdgeIdentity, LaneConfig, LogRecord, unpack_rows
 
 IntColumn = npt.NDArray[np.int64]
 DAY_MS = 86_400_000
@@ -186,12 +185,10 @@ class LaneState:
             times = np.where(ahead, record.as_of_ms, times)
         return times
 
-    def _numbers(
-        self, edges: list[tuple[str, str, str, int, int]], used: IntColumn | None
-    ) -> tuple[IntColumn, list[int]]:
+    def _numbers(self, edges: Sequence[EdgeIdentity], used: IntColumn | None) -> tuple[IntColumn, list[int]]:
         """Return edge numbers by code, and the codes that are new."""
         number_of = self.registry.edge_number.get
-        found = np.fromiter(map(number_of, edges, repeat(-1)), dtype=np.int64, count=len(edges))
+        found = self.registry.numbers_of(edges)
         new: list[int] = []
         missing = np.flatnonzero(found < 0)
         if len(missing):
@@ -256,7 +253,7 @@ class LaneState:
     def _early(
         self,
         output: Output,
-        edges: list[tuple[str, str, str, int, int]],
+        edges: Sequence[EdgeIdentity],
         numbers: IntColumn,
         is_new: list[int],
         codes: IntColumn,
@@ -266,7 +263,7 @@ class LaneState:
     ) -> None:
         """Raise what no record still to come can undo: unknown edges, bursts far beyond any limit still possible."""
         candidates = [c for c in is_new if self._fires_early(self.registry.tenant_number[edges[c][0]])]
-        order = np.argsort(codes, kind="stable") if candidates else codes
+        order = np.argsort(codes, kind="stable") if candidates else codes[:0]
         starts = np.searchsorted(codes[order], candidates)
         ends = np.searchsorted(codes[order], candidates, side="right")
         for code, start, end in zip(candidates, starts.tolist(), ends.tolist(), strict=True):

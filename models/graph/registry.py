@@ -3,14 +3,15 @@
 All tenants of the partition share the numbering, so that a batch of rows is folded at once whoever owns them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.ids import is_external
-from schemas.tenant_log import EdgeIdentity
+from schemas.tenant_log import EdgeIdentity, EncodedEdges, encode_edge
 
 SIGNALS = ("calls", "bytes", "errors", "p50", "p95")
 CALLS, BYTES, ERRORS, P50, P95 = range(5)
@@ -107,6 +108,7 @@ class Registry:
         self.edge_number: dict[EdgeIdentity, int] = {}
         self.edge = Columns(EDGE_COLUMNS)
         self.known_pairs: set[int] = set()  # as pair_of packs them
+        self._number_of_encoded: dict[bytes, int] = {}  # what edge_number says, by the bytes edges came in
         self.free: list[int] = []
         self.edge_pages: set[int] = set()  # pages changed since the last checkpoint
         self.service_pages: set[int] = set()
@@ -135,6 +137,22 @@ class Registry:
             self.service.array["external"][number] = is_external(name)
             self.service_pages.add(number // PAGE_ROWS)
         return number
+
+    def numbers_of(self, edges: Sequence[EdgeIdentity]) -> npt.NDArray[np.int64]:
+        """Return the edges' numbers, -1 for those that have none, ``(len(edges),)``."""
+        if not isinstance(edges, EncodedEdges):
+            return np.fromiter(map(self.edge_number.get, edges, repeat(-1)), dtype=np.int64, count=len(edges))
+        encoded = list(map(bytes, edges.encoded))
+        found = np.fromiter(map(self._number_of_encoded.get, encoded, repeat(-1)), dtype=np.int64, count=len(encoded))
+        for code in np.flatnonzero(found < 0).tolist():
+            number = self.edge_number.get(edges[code])
+            if number is not None:
+                found[code] = number
+                if encoded[code] == encode_edge(
+                    edges[code]
+                ):  # one way of writing an edge is kept, so forgetting finds it
+                    self._number_of_encoded[encoded[code]] = number
+        return found
 
     def add_edge(self, identity: EdgeIdentity) -> int:
         """Give a new edge a number; it is unknown until its window closes."""
@@ -175,6 +193,7 @@ class Registry:
         if identity is not None:
             del self.edge_number[identity]
             self.identities[number] = None
+            self._number_of_encoded.pop(encode_edge(identity), None)
             self.edge.array["known"][number] = False
             self.edge_pages.add(number // PAGE_ROWS)
 

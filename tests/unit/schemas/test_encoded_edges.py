@@ -1,0 +1,60 @@
+"""A record read from `tenant-log` keeps its edges encoded, and shows them as if it did not."""
+
+import msgspec
+import pytest
+
+from models.graph.registry import Registry
+from schemas.errors import WireFormatError
+from schemas.tenant_log import EdgeIdentity, EncodedEdges, as_builtins, decode_record, encode_edge, encode_record
+from tests.builders import make_flow, make_lane, record_of
+
+EDGES: list[EdgeIdentity] = [("acme", "web", "cart", 8080, 6), ("acme", "web", "ext:käse", -1, -1)]
+
+
+def encoded(edges: list[EdgeIdentity]) -> EncodedEdges:
+    return EncodedEdges([msgspec.Raw(encode_edge(edge)) for edge in edges])
+
+
+def test_a_decoded_record_equals_the_one_that_was_encoded_and_encodes_to_the_same_bytes() -> None:
+    record = record_of(make_lane(), 0, 0, [make_flow(1), make_flow(2, dst="shop/pay"), make_flow(3)])
+    data = encode_record(record)
+    read = decode_record(data)
+    assert read == record and record == read
+    assert encode_record(read) == data
+    assert as_builtins(read) == as_builtins(record)
+
+
+def test_encoded_edges_are_a_sequence_of_identities() -> None:
+    edges = encoded(EDGES)
+    assert (len(edges), edges[1], edges[:1], list(edges)) == (2, EDGES[1], EDGES[:1], EDGES)
+    assert edges != EDGES[:1]
+
+
+def test_an_edge_that_is_none_is_refused_when_it_is_looked_at() -> None:
+    edges = EncodedEdges([msgspec.Raw(msgspec.msgpack.encode(("acme", "web", 7, 8080, 6)))])
+    with pytest.raises(WireFormatError, match="edge"):
+        edges[0]
+
+
+def test_the_registry_finds_encoded_edges_and_forgets_them() -> None:
+    registry = Registry()
+    assert registry.numbers_of(encoded(EDGES)).tolist() == [-1, -1]
+    first, second = (registry.add_edge(edge) for edge in EDGES)
+    for _ in range(2):  # by name at first, by bytes from then on
+        assert registry.numbers_of(encoded(EDGES)).tolist() == [first, second]
+    assert registry.numbers_of(EDGES).tolist() == [first, second]
+    registry.forget(first)
+    registry.release([first])
+    assert registry.numbers_of(encoded(EDGES)).tolist() == [-1, second]
+    assert registry.add_edge(("acme", "cart", "pay", 8080, 6)) == first
+    assert registry.numbers_of(encoded(EDGES)).tolist() == [-1, second]
+
+
+def test_an_edge_written_in_another_way_is_still_the_same_edge() -> None:
+    registry = Registry()
+    number = registry.add_edge(("acme", "web", "cart", 80, 6))
+    longer = encode_edge(("acme", "web", "cart", 80, 6)).replace(b"\x50", b"\xcd\x00\x50")  # 80 as a two-byte integer
+    for _ in range(2):
+        assert registry.numbers_of(EncodedEdges([msgspec.Raw(longer)])).tolist() == [number]
+    registry.forget(number)
+    assert registry.numbers_of(EncodedEdges([msgspec.Raw(longer)])).tolist() == [-1]
