@@ -145,7 +145,8 @@ class Registry:
         encoded = list(map(bytes, edges.encoded))
         found = np.fromiter(map(self._number_of_encoded.get, encoded, repeat(-1)), dtype=np.int64, count=len(encoded))
         for code in np.flatnonzero(found < 0).tolist():
-            number = self.edge_number.get(edges[code])
+            edge = edges[code]
+            number = self.edge_number.get(edge)
             if number is not None:
                 found[code] = number
                 if encoded[code] == encode_edge(
