@@ -75,7 +75,7 @@ GRAPH = """
 SELECT src, dst, port, protocol, calls, errors, denied, bytes_out, bytes_in, latency_calls, latency_sum_us, p50_us,
     p95_us, p99_us
 FROM {database:Identifier}.edges_1m FINAL
-WHERE tenant = {tenant:String} AND lane = {lane:String} AND generation = {generation:UInt32}
+WHERE tenant = {tenant:String} AND lane = {lane:String} AND generation = {generation:UInt64}
     AND window_start = fromUnixTimestamp64Milli({start_ms:Int64}, 'UTC')
 ORDER BY calls DESC, src, dst, protocol, port LIMIT {limit:UInt32}
 """
@@ -85,7 +85,7 @@ SELECT toUnixTimestamp64Milli(window_start), src, dst, toInt64(calls), ifNull(to
     ifNull(toInt64(denied), 0), toInt64(latency_calls), ifNull(toInt64(latency_sum_us), 0),
     ifNull(toInt64(p50_us), -1), ifNull(toInt64(p95_us), -1), ifNull(toInt64(bytes_out + bytes_in), -1)
 FROM {database:Identifier}.edges_1m FINAL
-WHERE tenant = {tenant:String} AND lane = {lane:String} AND generation = {generation:UInt32}
+WHERE tenant = {tenant:String} AND lane = {lane:String} AND generation = {generation:UInt64}
     AND window_start >= fromUnixTimestamp64Milli({start_ms:Int64}, 'UTC')
     AND window_start < fromUnixTimestamp64Milli({end_ms:Int64}, 'UTC')
     AND calls > 0

@@ -57,7 +57,9 @@ def cli(ctx: click.Context, config: Path | None, log_level: str) -> None:
     ctx.obj = config
     level = logging.getLevelName(log_level.upper())
     if not isinstance(level, int):
-        raise click.BadParameter(f"{log_level!r} is no level; use DEBUG, INFO, WARNING or ERROR", param_hint="--log-level")
+        raise click.BadParameter(
+            f"{log_level!r} is no level; use DEBUG, INFO, WARNING or ERROR", param_hint="--log-level"
+        )
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 

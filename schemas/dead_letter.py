@@ -22,6 +22,7 @@ class Reason(StrEnum):
     LANE_UNDECLARED = "lane-undeclared"  # a replayed record without a readable lane header
     CORRUPT_BATCH = "corrupt-batch"  # the broker's record batch cannot be read (checksum, codec)
     STATE_MACHINE = "state-machine"  # the graph agent could not fold the row
+    UNSTORABLE = "unstorable"  # ClickHouse cannot take the event or window
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

@@ -59,7 +59,7 @@ EVIDENCE_TYPE = (
     "sample Int64, history Int64, detector String))"
 )
 
-_GRAPH = {"tenant": NAME, "lane": NAME, "generation": "UInt32"}
+_GRAPH = {"tenant": NAME, "lane": NAME, "generation": "UInt64"}
 _WINDOW = {**_GRAPH, "window_start": TIME, "window_end": TIME}
 _EDGE = {"src": "String", "dst": "String", "port": "Int32", "protocol": "Int16"}
 _LATENCY = {
@@ -141,7 +141,7 @@ DRIFT_EVENTS = TableDeclaration(
         "fingerprint": "String",
         "incident_id": "String",
         "lane": NAME,
-        "generation": "UInt32",
+        "generation": "UInt64",
         "kind": NAME,
         "activity": NAME,
         "activity_id": "UInt8",

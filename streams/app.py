@@ -178,8 +178,10 @@ class Worker:
 
     async def _on_poison(self, poison: Poison) -> None:
         letter = DeadLetter(
-            poison.topic, poison.partition, poison.offset, 0, Reason.STATE_MACHINE, poison.detail, poison.value
+            poison.topic, poison.partition, poison.offset, 0, Reason.UNSTORABLE, poison.detail, poison.value
         )
+        logger.error("%s cannot be stored, kept as a dead letter: %s", letter.key, poison.detail)
+        self.metrics.dead_letters.labels(poison.topic, letter.reason.value).inc()
         message = encode_dead_letter(letter)
         partition = stable_hash64(letter.key) % self._dead_letter_partitions
         await self._acknowledged.send(

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import shlex
 import signal
 import sys
 import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -19,7 +21,7 @@ from deploy.embedded import Embedded
 from deploy.live_view import follow_events, line_of, progress_bar
 from models.explain.wording import name_of
 from models.graph.clock import END_OF_TIME_MS
-from schemas.drift import Activity, DriftEvent
+from schemas.drift import Activity, DriftEvent, Severity
 from schemas.settings import load_settings
 from streams.clickhouse import connect
 from streams.clock import SystemClock
@@ -31,6 +33,10 @@ SAMPLE_LANE = "replay:sample"
 SAMPLE_WINDOW_MS = 10_000
 SAMPLE_LATENESS_MS = 5_000
 SAMPLE_LEARNING_WINDOWS = 12
+FAULTS = SAMPLE.with_name("faults.json")
+SIEM_CONSUMER = Path(__file__).parent.parent / "examples" / "siem_consumer.py"
+INCIDENT_MS = 60_000
+INCIDENTS_SHOWN = 6
 _SETTLE_TIMEOUT_S = 120.0
 DRIFT = str(Path(sys.argv[0]))
 
@@ -54,11 +60,17 @@ class Seen:
     show_default=True,
     help="Folder for everything that is kept.",
 )
-@click.option("--api-port", default=8080, show_default=True, type=click.IntRange(0, 65_535), help="0 takes a free port.")
-@click.option("--kafka-port", default=9092, show_default=True, type=click.IntRange(0, 65_535), help="0 takes a free port.")
+@click.option(
+    "--api-port", default=8080, show_default=True, type=click.IntRange(0, 65_535), help="0 takes a free port."
+)
+@click.option(
+    "--kafka-port", default=9092, show_default=True, type=click.IntRange(0, 65_535), help="0 takes a free port."
+)
 @click.option("--once", is_flag=True, help="Exit after the sample's replay.")
 @click.option("--no-sample", is_flag=True, help="Start empty; push your own flows to the topic `flows`.")
-@click.option("--speed", default=0.0, type=click.FloatRange(min=0), help="Replay at this multiple of real time; 0: at once.")
+@click.option(
+    "--speed", default=0.0, type=click.FloatRange(min=0), help="Replay at this multiple of real time; 0: at once."
+)
 @click.pass_obj
 def run(
     config: Path | None, data: Path, api_port: int, kafka_port: int, once: bool, no_sample: bool, speed: float
@@ -79,7 +91,7 @@ async def _run(embedded: Embedded, console: Console, once: bool, with_sample: bo
             await embedded.start()
         settings = embedded.settings
         console.print(f"Kafka     {settings.kafka.bootstrap}", highlight=False)
-        console.print(f"API       http://{settings.api.host}:{settings.api.port}/docs", highlight=False)
+        console.print(f"API       http://{settings.api.host}:{settings.api.port}/openapi.json", highlight=False)
         work = asyncio.ensure_future(_replay_and_report(embedded, console, speed) if with_sample else _idle(console))
         stopping = asyncio.ensure_future(stop.wait())
         crashed = asyncio.ensure_future(embedded.worker.run_until(stop))
@@ -108,7 +120,7 @@ async def _replay_and_report(embedded: Embedded, console: Console, speed: float)
 
     def show(event: DriftEvent) -> None:
         seen.events.append(event)
-        console.print(line_of(event))
+        console.print(line_of(event), soft_wrap=True)
 
     following = asyncio.ensure_future(follow_events(embedded.settings, show))
     lane = ReplayLane(
@@ -139,7 +151,8 @@ def _all_closed(embedded: Embedded) -> bool:
     """Every partition of `tenant-log` has seen the end of the replay."""
     graph = embedded.worker.graph
     assert graph is not None
-    lanes = [p.machine.lanes.get(SAMPLE_LANE) for p in graph.partitions.values()]
+    done = [p for p in graph.partitions.values() if p.performed_offset == p.machine.offset]
+    lanes = [p.machine.lanes.get(SAMPLE_LANE) for p in done]
     return len(lanes) == embedded.settings.topics.partitions and all(
         lane is not None and (lane.clock.watermark_ms or 0) >= END_OF_TIME_MS for lane in lanes
     )
@@ -191,15 +204,51 @@ async def _report(embedded: Embedded, console: Console, seen: Seen, flows: int) 
     )
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(seen.by_kind().items()))
     console.print(f"  findings: {kinds or 'none'}", highlight=False)
-    worst = _worst(seen.events)
-    if worst is not None:
-        await _report_causes(embedded, console, worst)
-    _report_next_steps(embedded, console, worst)
+    incidents = _incidents(seen.events)
+    for incident in incidents:
+        await _report_causes(embedded, console, incident)
+    _report_next_steps(embedded, console, incidents)
 
 
-def _worst(events: list[DriftEvent]) -> DriftEvent | None:
-    opened = [event for event in events if event.activity is Activity.CREATE]
-    return max(opened, key=lambda event: (event.risk_score, event.confidence, event.event_id), default=None)
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Findings of one incident, as the events say."""
+
+    incident_id: str
+    opened: tuple[DriftEvent, ...]
+
+    @property
+    def worst(self) -> DriftEvent:
+        """The finding with the highest risk."""
+        return max(self.opened, key=lambda event: (event.risk_score, event.confidence, event.event_id))
+
+    @property
+    def since_ms(self) -> int:
+        """Start of the first window concerned."""
+        return min(event.window_start_ms for event in self.opened)
+
+    @property
+    def until_ms(self) -> int:
+        """A minute of event time after it began: long enough to see who is hurt."""
+        return self.since_ms + INCIDENT_MS
+
+
+def _incidents(events: list[DriftEvent]) -> list[Incident]:
+    """Group what was opened, settled numbers before early ones; the riskiest incidents first."""
+    settled = {e.finding_id: e for e in events if e.activity is not Activity.CLOSE and not e.is_early}
+    grouped: dict[str, list[DriftEvent]] = {}
+    for event in settled.values():
+        grouped.setdefault(event.incident_id, []).append(event)
+    incidents = [Incident(key, tuple(found)) for key, found in grouped.items()]
+    incidents = [incident for incident in incidents if incident.worst.severity >= Severity.HIGH]
+    return sorted(incidents, key=lambda incident: (-incident.worst.risk_score, incident.incident_id))[:INCIDENTS_SHOWN]
+
+
+def _injected_near(incident: Incident) -> str:
+    """What was injected at that time, for people to compare; detection never reads it."""
+    faults = json.loads(FAULTS.read_text())["faults"]
+    near = [f for f in faults if f["start_ms"] < incident.until_ms and incident.since_ms < f["end_ms"]]
+    return ", ".join(f"{fault['fault']} in {fault['root_cause']}" for fault in near)
 
 
 def _base_url(embedded: Embedded) -> str:
@@ -211,38 +260,48 @@ def _get(url: str) -> Any:
         return json.load(response)
 
 
-async def _report_causes(embedded: Embedded, console: Console, worst: DriftEvent) -> None:
-    query = urlencode({"tenant": worst.tenant, "event_id": worst.event_id})
+async def _report_causes(embedded: Embedded, console: Console, incident: Incident) -> None:
+    worst = incident.worst
+    query = urlencode(
+        {"tenant": worst.tenant, "lane": worst.lane, "since": incident.since_ms, "until": incident.until_ms}
+    )
     report = await asyncio.to_thread(_get, f"{_base_url(embedded)}/v1/root-cause?{query}")
-    console.print(f"\n  worst incident: {worst.title}", style="bold", markup=False, highlight=False)
-    for rank, cause in enumerate(report["causes"][:3], start=1):
-        line = Text(f"    {rank}. ")
+    when = datetime.fromtimestamp(incident.since_ms / 1000, UTC).strftime("%H:%M:%S")
+    title = Text(f"\n  incident at {when}: ")
+    title.append(f"{worst.title} ({len(incident.opened)} findings)", style="bold")
+    console.print(title, soft_wrap=True)
+    for cause in report["causes"][:3]:
+        line = Text(f"    {cause['rank']}. ")
         line.append(name_of(cause["service"]), style="bold")
-        line.append(f"  score {cause['score']:.2f}")
-        for sentence in cause.get("evidence", [])[:1]:
-            text = sentence if isinstance(sentence, str) else sentence.get("sentence", "")
-            line.append(f"\n       {text}", style="dim")
-        console.print(line)
+        line.append(f"  {cause['score']:.2f}")
+        if cause["evidence"]:
+            line.append(f"  {cause['evidence'][0]['sentence']}", style="dim")
+        console.print(line, soft_wrap=True)
+    injected = _injected_near(incident)
+    if injected:
+        console.print(f"    what was injected then: {injected}", style="green", highlight=False)
 
 
-def _report_next_steps(embedded: Embedded, console: Console, worst: DriftEvent | None) -> None:
+def _report_next_steps(embedded: Embedded, console: Console, incidents: list[Incident]) -> None:
     settings = embedded.settings
     base = f"{_base_url(embedded)}/v1"
-    console.print("\nThree things to try next:", style="bold")
-    event = f"/root-cause?tenant={SAMPLE_TENANT}&event_id={worst.event_id}" if worst else f"/windows?tenant={SAMPLE_TENANT}"
+    path = f"/windows?tenant={SAMPLE_TENANT}"
+    if incidents:
+        path = f"/root-cause?tenant={SAMPLE_TENANT}&event_id={incidents[0].worst.event_id}"
     lines = (
-        ("root causes over HTTP", f"curl -s '{base}{event}'"),
+        ("root causes over HTTP", f"curl -s '{base}{path}'"),
         (
             "SQL over what is stored",
-            f"{DRIFT} sql --data {embedded.folder} \"SELECT kind, src, dst, max(risk_score) AS risk "
-            f"FROM {settings.clickhouse.database}.drift_events FINAL GROUP BY ALL ORDER BY risk DESC LIMIT 5\"",
+            f'{DRIFT} sql --data {embedded.folder} "SELECT kind, src, dst, max(risk_score) AS risk '
+            f'FROM {settings.clickhouse.database}.drift_events FINAL GROUP BY ALL ORDER BY risk DESC LIMIT 5"',
         ),
         (
             "the topic, as a SIEM reads it",
-            f"{sys.executable} deploy/examples/siem_consumer.py {settings.kafka.bootstrap} "
-            f"{settings.topics.name('drift_events')} --timeout 5",
+            f"{shlex.quote(sys.executable)} {shlex.quote(str(SIEM_CONSUMER))} {settings.kafka.bootstrap} "
+            f"{settings.topics.name('drift_events')} --timeout 15",
         ),
     )
+    console.print("\nThree things to try next:", style="bold")
     for title, command in lines:
         console.print(f"  {title}:", style="dim")
         console.print(f"    {command}", markup=False, highlight=False, soft_wrap=True)

@@ -20,7 +20,9 @@ from streams.clickhouse import connect
     show_default=True,
     help="Folder of a running `drift run`.",
 )
-@click.option("--format", "output_format", default="PrettyCompactMonoBlock", show_default=True, help="ClickHouse format.")
+@click.option(
+    "--format", "output_format", default="PrettyCompactMonoBlock", show_default=True, help="ClickHouse format."
+)
 @click.pass_obj
 def sql(config: Path | None, query: str, data: Path, output_format: str) -> None:
     """Run one SQL query: through the instance running on --data, else on the configured ClickHouse."""

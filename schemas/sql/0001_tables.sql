@@ -11,7 +11,7 @@ CREATE TABLE IF NOT EXISTS ${database}.edges_1m
 (
     tenant LowCardinality(String),
     lane LowCardinality(String),
-    generation UInt32 CODEC(T64, ZSTD(1)),
+    generation UInt64 CODEC(T64, ZSTD(1)),
     window_start DateTime64(3, 'UTC') CODEC(DoubleDelta, LZ4),
     window_end DateTime64(3, 'UTC') CODEC(DoubleDelta, LZ4),
     src String CODEC(ZSTD(1)),
@@ -58,7 +58,7 @@ CREATE TABLE IF NOT EXISTS ${database}.windows
 (
     tenant LowCardinality(String),
     lane LowCardinality(String),
-    generation UInt32 CODEC(T64, ZSTD(1)),
+    generation UInt64 CODEC(T64, ZSTD(1)),
     window_start DateTime64(3, 'UTC') CODEC(DoubleDelta, LZ4),
     window_end DateTime64(3, 'UTC') CODEC(DoubleDelta, LZ4),
     edges UInt32 CODEC(T64, ZSTD(1)),
@@ -96,7 +96,7 @@ CREATE TABLE IF NOT EXISTS ${database}.edges_1h
 (
     tenant LowCardinality(String),
     lane LowCardinality(String),
-    generation UInt32 CODEC(T64, ZSTD(1)),
+    generation UInt64 CODEC(T64, ZSTD(1)),
     hour DateTime('UTC') CODEC(DoubleDelta, LZ4),
     src String CODEC(ZSTD(1)),
     dst String CODEC(ZSTD(1)),
@@ -145,7 +145,7 @@ CREATE TABLE IF NOT EXISTS ${database}.services
 (
     tenant LowCardinality(String),
     lane LowCardinality(String),
-    generation UInt32 CODEC(T64, ZSTD(1)),
+    generation UInt64 CODEC(T64, ZSTD(1)),
     service String CODEC(ZSTD(1)),
     is_external Bool,
     first_seen DateTime64(3, 'UTC') CODEC(DoubleDelta, LZ4),
@@ -166,7 +166,7 @@ CREATE TABLE IF NOT EXISTS ${database}.drift_events
     fingerprint String CODEC(ZSTD(1)),
     incident_id String CODEC(ZSTD(1)),
     lane LowCardinality(String),
-    generation UInt32 CODEC(T64, ZSTD(1)),
+    generation UInt64 CODEC(T64, ZSTD(1)),
     kind LowCardinality(String),
     activity LowCardinality(String),
     activity_id UInt8,

@@ -43,7 +43,11 @@ class GraphSink(Protocol):
 
 
 class GraphPartition:
-    """Owner of one partition's state machine."""
+    """Owner of one partition's state machine.
+
+    Attributes:
+        performed_offset: everything up to this offset was applied, and what it brought about is acknowledged.
+    """
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class GraphPartition:
         self._checkpointed_ms = clock.now_ms()
         self._checkpointed_offset = -1
         self._recovered = False
+        self.performed_offset = -1
 
     async def recover(self) -> int | None:
         """Restore the last checkpoint; return the offset to go on from, ``None`` if there is none yet.
@@ -107,6 +112,7 @@ class GraphPartition:
                 continue
             output = self.machine.apply(offset, decode_record(value))
             await self._perform(output)
+            self.performed_offset = offset
             # A chunk can hold seconds of work: let fetches, heartbeats and statements of this process in between.
             await asyncio.sleep(0)
         if self._clock.now_ms() - self._checkpointed_ms >= self._checkpoint_every_ms:

@@ -116,7 +116,7 @@ def _window_columns(chunk: GraphChunk, count: int) -> dict[str, Any]:
     return {
         "tenant": _constant(chunk.tenant, count, pa.string()),
         "lane": _constant(chunk.lane, count, pa.string()),
-        "generation": _constant(chunk.generation, count, pa.uint32()),
+        "generation": _constant(chunk.generation, count, pa.uint64()),
         "window_start": _constant(chunk.start_ms, count, time),
         "window_end": _constant(chunk.end_ms, count, time),
         "incomplete": _constant(list(chunk.incomplete), count, pa.list_(pa.string())),

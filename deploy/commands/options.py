@@ -1,0 +1,61 @@
+"""Options that replay and backtest share."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from schemas.detection import DetectionConfig
+
+_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+class Duration(click.ParamType):
+    """`10s`, `500ms`, `5m`, `1h`; a bare number is milliseconds. Converts to milliseconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return milliseconds."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+)(ms|s|m|h|d)?", value)
+        if match is None:
+            self.fail(f"{value!r} is no duration; write 10s, 500ms, 5m or 1h", param, ctx)
+        return int(match[1]) * _UNITS_MS[match[2] or "ms"]
+
+
+class Threshold(click.ParamType):
+    """`name=value` of one detection setting."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """Return name and value."""
+        if isinstance(value, tuple):
+            return value
+        name, _, number = value.partition("=")
+        if name not in DetectionConfig.__struct_fields__:
+            self.fail(
+                f"{name!r} is no detection setting; known: {', '.join(DetectionConfig.__struct_fields__)}", param, ctx
+            )
+        try:
+            return name, float(number)
+        except ValueError:
+            self.fail(f"{number!r} is no number", param, ctx)
+
+
+def lane_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that describe how a file is cut into windows and judged."""
+    for option in (
+        click.option(
+            "--set", "thresholds", type=Threshold(), multiple=True, help="A detection setting, say z_threshold=8."
+        ),
+        click.option("--lateness", type=Duration(), default="30s", show_default=True, help="Allowed lateness."),
+        click.option("--window", type=Duration(), default="60s", show_default=True, help="Window length."),
+        click.option("--tenant", help="Owner of all flows; default: each flow's own `tenant`."),
+        click.option("--format", "format_name", default="canonical", show_default=True, help="How the file is read."),
+    ):
+        command = option(command)
+    return command
