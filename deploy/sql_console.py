@@ -1,6 +1,6 @@
-"""SQL over a running embedded instance: chdb belongs to one process, so that process answers, read-only, for its own user.
+"""SQL over a running embedded instance: chdb belongs to one process, so that process answers, read-only, for its user.
 
-`<folder>/sql.json` (mode 0600) names a loopback port and a token made at start; without the token nothing is answered.
+`<folder>/sql.json` (mode 0600) names a loopback port and a token made at start; without it nothing is answered.
 """
 
 import asyncio

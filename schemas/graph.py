@@ -1,4 +1,4 @@
-"""A closed window: the service graph of one tenant and lane over one tumbling window. Columns, sorted by edge identity."""
+"""A closed window: the service graph of one tenant and lane over one tumbling window. Columns, sorted by edge."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,10 +98,10 @@ class ClosedWindow:
 
 
 class GraphChunk(msgspec.Struct, frozen=True):
-    """One message of `graph-windows`: a hash shard of a closed window's edges. The marker comes last, ``shard == shards``.
+    """One message of `graph-windows`: a shard of a closed window's edges. The marker comes last, ``shard == shards``.
 
-    ``columns`` holds packed columns: port, protocol, other_side_flows, p50_us, p95_us, p99_us, every measure, and the sparse
-    histogram (``histogram_edge`` counts from 0 within the chunk). ``edges_total``: edges of the whole window.
+    ``columns`` holds packed columns: port, protocol, other_side_flows, p50_us, p95_us, p99_us, every measure, and the
+    sparse histogram (``histogram_edge`` counts from 0 within the chunk). ``edges_total``: edges of the whole window.
     """
 
     tenant: str

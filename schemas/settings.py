@@ -1,6 +1,7 @@
 """The frozen settings tree. Declared here, instantiated by entry points alone (deploy/).
 
-Sources, strongest first: environment (``DRIFT_KAFKA__BOOTSTRAP``), the YAML file of ``--config`` or ``DRIFT_CONFIG``, defaults.
+Sources, strongest first: environment (``DRIFT_KAFKA__BOOTSTRAP``), the YAML file of ``--config`` or ``DRIFT_CONFIG``,
+built-in defaults.
 """
 
 import os
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from schemas.detection import DetectionConfig
 from schemas.errors import ConfigurationError
@@ -88,7 +89,8 @@ class FlowTopic(_Frozen):
     """A source topic.
 
     Attributes:
-        format: ``canonical`` takes JSON (object, array, NDJSON) and Arrow IPC; ``canonical-json`` or ``canonical-arrow`` just one.
+        format: ``canonical`` takes JSON (object, array, NDJSON) and Arrow IPC; ``canonical-json`` or
+            ``canonical-arrow`` just one.
         tenant_from: ``fixed:NAME``, ``topic:REGEX`` (first group), ``header:NAME``, ``key`` or ``field``.
         tenants: names the topic may carry; ``*`` is any.
         start: where a partition begins that has no committed offset.
@@ -109,7 +111,8 @@ class FlowTopic(_Frozen):
             kind in {"fixed", "topic", "header"} and not argument
         ):
             raise ValueError(
-                f"tenant_from {self.tenant_from!r} of topic {self.topic!r}: use fixed:NAME, topic:REGEX, header:NAME, key or field"
+                f"tenant_from {self.tenant_from!r} of topic {self.topic!r}: "
+                "use fixed:NAME, topic:REGEX, header:NAME, key or field"
             )
         return self
 
@@ -196,7 +199,14 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
 
     class _FileBelowEnvironment(Settings):
         @classmethod
-        def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, env_settings: Any, **_: Any) -> Any:
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (env_settings, init_settings)
 
     try:

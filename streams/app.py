@@ -107,7 +107,7 @@ class Worker:
             table_standby_replicas=0,
             web_enabled=False,
             store="memory://",
-            datadir=str(settings.worker.state_directory or Path(".")),
+            datadir=str(settings.worker.state_directory or Path()),
         )
         sink = KafkaGraphSink(
             self._acknowledged,

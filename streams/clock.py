@@ -1,4 +1,4 @@
-"""The wall clock: the one place where processing time enters. It triggers work and is stated in the log; it decides nothing."""
+"""The wall clock: the one place where processing time enters. It triggers work and is stated in the log; no more."""
 
 import time
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""Where checkpoints live: a compacted topic, or files for the embedded mode. Chunks first, then the manifest that names them.
+"""Where checkpoints live: a compacted topic, or files for the embedded mode. Chunks first, then their manifest.
 
 A manifest is visible only when all its chunks are durable; chunks of the last two manifests are kept.
 """

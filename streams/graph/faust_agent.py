@@ -23,7 +23,7 @@ class GraphAgent:
         self._make_partition = make_partition
         self._source = batched_topic(app, topic)
         app.agent(self._source, name="graph", concurrency=1)(self._run)
-        app.on_partitions_assigned.connect(self._on_assigned)
+        app.on_partitions_assigned.connect(self._on_assigned)  # type: ignore[arg-type]
 
     async def _on_assigned(self, _app: Any, *arguments: Any, **_: Any) -> None:
         """Drop partitions that went elsewhere; those kept through consecutive generations stay as they are."""

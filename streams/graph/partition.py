@@ -1,7 +1,7 @@
 """One owned partition of `tenant-log`: applies records, performs what they bring about, checkpoints, commits.
 
-The order of a checkpoint is the guarantee: events and graph chunks up to offset S acknowledged, then state chunks, then the
-manifest, then the group offset.
+The order of a checkpoint is the guarantee: events and graph chunks up to offset S acknowledged, then state chunks, then
+the manifest, then the group offset.
 """
 
 import asyncio

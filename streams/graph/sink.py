@@ -1,4 +1,4 @@
-"""The graph agent's results on Kafka: `drift-events`, `graph-windows` and dead letters, all at the partition of the tenant."""
+"""The graph agent's results on Kafka: `drift-events`, `graph-windows` (at the tenant's partition) and dead letters."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -21,7 +21,8 @@ class KafkaGraphSink:
     """Publishes through one acknowledged producer.
 
     Args:
-        dead_letter_partitions: partitions of the dead-letter topic. make_consumer: returns an unstarted consumer without group.
+        dead_letter_partitions: partitions of the dead-letter topic.
+        make_consumer: returns an unstarted consumer without group.
     """
 
     def __init__(
@@ -69,9 +70,7 @@ class KafkaGraphSink:
             letter = DeadLetter(topic, row.partition, offset, index, row.reason, row.detail, b"")
             message = encode_dead_letter(letter)
             partition = stable_hash64(letter.key) % self._dead_letter_partitions
-            await self._producer.send(
-                self._dead_letter, partition, message.value, message.key, message.headers
-            )
+            await self._producer.send(self._dead_letter, partition, message.value, message.key, message.headers)
 
     async def published_since(self, partition: int, offset: int) -> set[str]:
         """Read event ids back from the headers of `drift-events`."""

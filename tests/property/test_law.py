@@ -1,6 +1,6 @@
-"""The law: one input, any interleaving, any batch cuts, any re-delivery, any restart: the same windows and settled findings.
+"""The law: one input, any interleaving, any cuts, any re-delivery, any restart: the same windows and settled findings.
 
-A hypothesis state machine drives the pure core as brokers, rebalances and crashes would; the oracle is one straight run.
+A hypothesis state machine drives the pure core as brokers, rebalances and crashes would; the oracle is a straight run.
 """
 
 from collections import defaultdict

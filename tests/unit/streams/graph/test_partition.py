@@ -1,4 +1,4 @@
-"""The graph partition's promise: crash it at any effect, start it again, and the results are those of an uncrashed run."""
+"""The graph partition's promise: crash it at any effect, start it again: the results are those of an uncrashed run."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
