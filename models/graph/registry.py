@@ -149,9 +149,7 @@ class Registry:
             number = self.edge_number.get(edge)
             if number is not None:
                 found[code] = number
-                if encoded[code] == encode_edge(
-                    edges[code]
-                ):  # one way of writing an edge is kept, so forgetting finds it
+                if encoded[code] == encode_edge(edge):  # one way of writing an edge is kept, so forgetting finds it
                     self._number_of_encoded[encoded[code]] = number
         return found
 

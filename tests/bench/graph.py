@@ -266,7 +266,7 @@ def bench_restore(edges: int, seed: int, folder: Path) -> dict[str, float]:
 
 
 def run(
-    rows: int = 2_000_000,
+    rows: int = 1_500_000,
     edges: int = 100_000,
     restored_edges: int = RESTORED_EDGES,
     repeats: int = 3,
@@ -278,7 +278,7 @@ def run(
         return statistics.median(run[name] for run in runs)
 
     large = [bench_fold(rows, RECORD_ROWS, SEED + turn) for turn in range(repeats)]
-    small = [bench_fold(max(rows // 10, 1), SMALL_ROWS, SEED + turn) for turn in range(repeats)]
+    small = [bench_fold(max(rows // 4, 1), SMALL_ROWS, SEED + turn) for turn in range(repeats)]
     with tempfile.TemporaryDirectory() as folder:
         closing = [bench_closing(edges, SEED + turn, Path(folder) / str(turn)) for turn in range(repeats)]
         restored = bench_restore(restored_edges, SEED, Path(folder) / "restore")
@@ -323,7 +323,7 @@ def print_table(result: dict[str, float], rows: int, edges: int, restored_edges:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--rows", type=int, default=1_500_000)
     parser.add_argument("--edges", type=int, default=100_000)
     parser.add_argument("--restored-edges", type=int, default=RESTORED_EDGES)
     parser.add_argument("--repeats", type=int, default=3)
