@@ -14,7 +14,7 @@ from schemas.tenant_log import IDLE, PAUSED, LogRecord
 from tests.builders import make_flow, make_lane, record_of
 from tests.unit.models.graph.driving import Feed, in_window, usual
 
-CAP = 12
+CAP = 8
 
 
 def copy_of(machine: Machine) -> Machine:
@@ -28,14 +28,18 @@ def whole(machine: Machine) -> dict[str, bytes | None]:
 
 def eventful() -> list[LogRecord]:
     """A live log with all there is: settings, overflow, early and settled findings, a pause, a loss, silence."""
-    detection = DetectionConfig(learning_windows=3, max_edges_per_tenant=CAP, fan_out_min=3, denied_min=5)
+    detection = DetectionConfig(
+        learning_windows=3, max_edges_per_tenant=CAP, fan_out_min=3, fan_out_ratio=2.0, denied_min=5
+    )
     feed = Feed(make_lane(2, mode="live", lateness_ms=12_000, max_wait_ms=30_000, detection=detection))
     feed.control(b'{"min_calls": 5}', tenant="globex")
-    for index in range(45):
+    for index in range(60):
         now = (index + 1) * 10_000
         flows: list[Flow] = []
         for tenant in ("acme", "globex"):
             flows += usual([index], tenant=tenant) + usual([index], tenant=tenant, reporter="server")
+            if index < 35:
+                flows += usual([index], tenant=tenant, dst="shop/halted")
             if index < 9:
                 flows += usual([index], tenant=tenant, dst="shop/quiet")
         if index % 5 == 4:
@@ -58,6 +62,8 @@ def eventful() -> list[LogRecord]:
             feed.next_offset[0] += 1
         if index == 33:
             feed.state(partition=1, state=IDLE, as_of_ms=now)
+        if index > 40:
+            feed.state(partition=1, as_of_ms=now, clocks=(("other", now - 1),))
     return feed.log
 
 
