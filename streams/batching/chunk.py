@@ -82,11 +82,24 @@ class Chunk:
     size_bytes: int
     corrupt: CorruptBatch | None = None
     lease: "Lease | None" = field(default=None, repr=False)
+    kept: bool = False
 
     @property
     def last_offset(self) -> int:
         """Offset of the last row or, without rows, the last one passed over."""
         return self.next_offset - 1
+
+    def keep(self) -> None:
+        """Count in the budget until :meth:`release`, or until nobody holds the chunk.
+
+        For agents that hand chunks on: otherwise a chunk counts until the agent asks for the next one.
+        """
+        self.kept = True
+
+    def release(self) -> None:
+        """Count no longer; again is harmless. The transport calls it for chunks that are not kept."""
+        if self.lease is not None:
+            self.lease.release()
 
 
 @dataclass(frozen=True, slots=True)

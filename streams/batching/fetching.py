@@ -375,10 +375,16 @@ class BatchingThread(AIOKafkaConsumerThread):
         return {tp: found[tp].offset if tp in found and found[tp].offset >= 0 else None for tp in tps}
 
     async def log_range(self, tp: TP) -> tuple[int, int]:
-        """First offset of the log and offset after its last record."""
+        """First offset of the log and offset after its last record.
+
+        A fetch of this generation may know the end better: Tansu 0.6 answers with the offset after the *first* record of
+        the last batch.
+        """
         consumer, partition = self._ensure_consumer(), TopicPartition(*tp)
         start, end = await consumer.beginning_offsets([partition]), await consumer.end_offsets([partition])
-        return start[partition], end[partition]
+        fetch = self._fetches.get(tp)
+        known = fetch.highwater if fetch is not None and fetch.generation == consumer._coordinator.generation else 0
+        return start[partition], max(end[partition], known)
 
     def status(self) -> dict[TP, PartitionStatus]:
         """What is known about each assigned batched partition. Any thread: it only reads."""

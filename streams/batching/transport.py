@@ -104,8 +104,8 @@ class ChunkMessage(ConsumerMessage):
     @acked.setter
     def acked(self, value: bool) -> None:
         self._acked = value
-        if value and self._chunk.lease is not None:
-            self._chunk.lease.release()
+        if value and not self._chunk.kept:
+            self._chunk.release()
 
 
 class _ReadOffsets(defaultdict[TP, int | None]):
@@ -257,6 +257,12 @@ async def committed(app: faust.App, tps: Collection[TP]) -> dict[TP, int | None]
     """Ask the broker for the group's committed offsets, ``None`` where there is none; a ``start_offset`` hook may."""
     thread = _consumer(app).thread
     return await thread.run(thread.fetch_committed, tps)
+
+
+async def log_range(app: faust.App, tp: TP) -> tuple[int, int]:
+    """Ask the broker for the first offset of a partition's log and the offset after its last record."""
+    thread = _consumer(app).thread
+    return await thread.run(thread.log_range, tp)
 
 
 async def seek(app: faust.App, tp: TP, offset: int) -> None:
