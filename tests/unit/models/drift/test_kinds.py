@@ -1,5 +1,7 @@
 """Each kind of drift fires when it should, and not below its thresholds."""
 
+from typing import Any
+
 import pytest
 
 from schemas.drift import Activity, DriftEvent, DriftKind
@@ -39,7 +41,7 @@ def only(kind: DriftKind, events: list[DriftEvent]) -> DriftEvent:
     ],
 )
 def test_what_was_never_seen_fires_once_as_what_it_is(
-    changes: dict[str, object], expected: tuple[DriftKind, str, str] | None
+    changes: dict[str, Any], expected: tuple[DriftKind, str, str] | None
 ) -> None:
     output = judge([*known(), make_flow(120500, **changes), *usual([12]), *usual([12], src=PAY)])
     assert created(output) == ([] if expected is None else [(*expected, 12)])

@@ -1,6 +1,7 @@
 """Drives the pure core in tests: one `tenant-log` partition fed the short way."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -66,18 +67,18 @@ class Feed:
         return self.append(LogRecord(worker="test", as_of_ms=AS_OF_MS, progress=(progress,), controls=(control,)))
 
 
-def in_window(index: int, count: int = 1, **changes: object) -> list[Flow]:
+def in_window(index: int, count: int = 1, **changes: Any) -> list[Flow]:
     """Return ``count`` flows alike, spread over a window."""
     return [make_flow(index * WINDOW_MS + number * WINDOW_MS // count, **changes) for number in range(count)]
 
 
-def usual(windows: Iterable[int], count: int = 12, **changes: object) -> list[Flow]:
+def usual(windows: Iterable[int], count: int = 12, **changes: Any) -> list[Flow]:
     """Return the same traffic in every window."""
-    values: dict[str, object] = {"latency_us": 10_000, "errors": 0, "denied": 0, "bytes_out": 1_000, **changes}
+    values: dict[str, Any] = {"latency_us": 10_000, "errors": 0, "denied": 0, "bytes_out": 1_000, **changes}
     return [flow for index in windows for flow in in_window(index, count, **values)]
 
 
-def judge(flows: Iterable[Flow], **detection: object) -> Output:
+def judge(flows: Iterable[Flow], **detection: Any) -> Output:
     """Return what a whole input gives, fed in order of event time, a window a record."""
     config = msgspec.structs.replace(DETECTION, **detection)
     feed = Feed(make_lane(lateness_ms=0, detection=config))

@@ -194,8 +194,8 @@ def test_a_tenants_settings_control_when_an_edge_counts_as_removed() -> None:
         feed = Feed(make_lane(lateness_ms=0))
         feed.control(value)
         for index in range(40):
-            edges = [{}] if index >= 12 else [{}, {"dst": "shop/quiet"}]
-            feed.send(sorted((f for e in edges for f in usual([index], **e)), key=lambda f: f.time_ms))
+            names = ["shop/cart"] if index >= 12 else ["shop/cart", "shop/quiet"]
+            feed.send(sorted((f for name in names for f in usual([index], dst=name)), key=lambda f: f.time_ms))
         feed.end()
         found[value] = [i for kind, _, _, i in created(feed.output) if kind is DriftKind.REMOVED_EDGE]
     assert list(found.values()) == [[11 + 7], [], [11 + 10]]

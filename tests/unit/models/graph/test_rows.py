@@ -135,7 +135,7 @@ def test_unknown_is_not_zero() -> None:
     feed.end()
     edges = feed.output.windows[0].edges
     assert edges.dst == ["shop/cart", "shop/known"]
-    for name in ("error_flows", "bytes_flows", "denied_flows", "latency_calls"):
+    for name in ("error_flows", "bytes_out_flows", "denied_flows", "latency_calls"):
         assert edges.measure(name).tolist() == [0, 1]
     assert edges.p50_us.tolist() == [-1, 0]
 
