@@ -2,6 +2,7 @@
 
 import json
 import random
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +32,7 @@ def stream_of(columns: dict[str, object], codec: str | None = None) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def columns(rows: int = 3, **changes: object) -> dict[str, object]:
+def columns(rows: int = 3, /, **changes: Any) -> dict[str, object]:
     plain: dict[str, object] = {
         "time_ms": pa.array(range(rows), pa.int64()),
         "src": [f"s{i}" for i in range(rows)],
@@ -115,9 +116,7 @@ def test_dictionary_columns_and_timestamps_are_read() -> None:
         ({"latency_us": pa.array([1, -1, None], pa.int64())}, Reason.INVALID_VALUE),
     ],
 )
-def test_a_bad_row_is_a_dead_letter_and_the_rows_around_it_are_counted(
-    change: dict[str, object], reason: Reason
-) -> None:
+def test_a_bad_row_is_a_dead_letter_and_the_rows_around_it_are_counted(change: dict[str, Any], reason: Reason) -> None:
     decoded = CanonicalArrow().decode([stream_of(columns(**change))])
     assert [row[:2] for row in flat(decoded)] == [(0, 0), (0, 2)]
     assert [(bad.message, bad.index, bad.reason) for bad in decoded.rejected] == [(0, 1, reason)]
