@@ -42,10 +42,10 @@ class TableDeclaration:
 KNOWN_BY = {
     "errors": "error_flows",
     "denied": "denied_flows",
-    "bytes_out": "bytes_flows",
-    "bytes_in": "bytes_flows",
-    "packets_out": "packets_flows",
-    "packets_in": "packets_flows",
+    "bytes_out": "bytes_out_flows",
+    "bytes_in": "bytes_in_flows",
+    "packets_out": "packets_out_flows",
+    "packets_in": "packets_in_flows",
     "latency_sum_us": "latency_calls",
 }
 """A measure and the counter of records that knew it: where that is 0 the measure is NULL: unknown is not 0."""

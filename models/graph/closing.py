@@ -267,7 +267,7 @@ def _judge_signals(
     values = baseline.signals_of(
         take("calls"),
         take("bytes_out") + take("bytes_in"),
-        take("bytes_flows") > 0,
+        (take("bytes_out_flows") > 0) | (take("bytes_in_flows") > 0),
         take("errors"),
         take("error_flows") > 0,
         p50,

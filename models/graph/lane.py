@@ -126,8 +126,9 @@ class LaneState:
         index, late = self._place(index, columns)
         late_rows = int(np.count_nonzero(late))
         output.counts["late"] += late_rows
-        output.counts["skewed"] += int(np.count_nonzero(columns["skewed"] > 0))
-        output.counts["on_time"] += len(late) - late_rows
+        skewed_rows = int(np.count_nonzero((columns["skewed"] > 0) & ~late))
+        output.counts["skewed"] += skewed_rows
+        output.counts["on_time"] += len(late) - late_rows - skewed_rows
         self._note_first_seen(numbers, codes, times)
         capacity = self.registry.edge.capacity
         touched = distinct(index)

@@ -18,10 +18,10 @@ _VALUE_MEASURES = (
     # column of the row, measure of the sum, measure that counts the rows which knew it
     ("errors", "errors", "error_flows"),
     ("denied", "denied", "denied_flows"),
-    ("bytes_out", "bytes_out", "bytes_flows"),
-    ("bytes_in", "bytes_in", ""),
-    ("packets_out", "packets_out", "packets_flows"),
-    ("packets_in", "packets_in", ""),
+    ("bytes_out", "bytes_out", "bytes_out_flows"),
+    ("bytes_in", "bytes_in", "bytes_in_flows"),
+    ("packets_out", "packets_out", "packets_out_flows"),
+    ("packets_in", "packets_in", "packets_in_flows"),
 )
 _WEIGHED = ("calls", *(column for column, _, _ in _VALUE_MEASURES))
 _SERVER_KEY = 1 << 60

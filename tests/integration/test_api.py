@@ -91,7 +91,7 @@ def edge_row(tenant: str, index: int, src: str, dst: str, latency_us: int, **cha
         "denied": None,
         "bytes_out": 5_000,
         "bytes_in": 50_000,
-        "bytes_flows": 50,
+        "bytes_out_flows": 50,
         "latency_calls": 50,
         "latency_sum_us": 50 * latency_us,
         "p50_us": latency_us,

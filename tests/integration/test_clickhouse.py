@@ -168,12 +168,12 @@ def test_unknown_is_null_in_the_table_and_in_sums(clickhouse: ClickHouse) -> Non
     _write(
         clickhouse,
         make_window(HOUR_MS, [{"src": "a", "dst": "b", "port": -1, "protocol": -1}]),
-        make_window(HOUR_MS + MINUTE_MS, [{"src": "k", "dst": "b", "bytes_out": 0, "bytes_flows": 1}]),
+        make_window(HOUR_MS + MINUTE_MS, [{"src": "k", "dst": "b", "bytes_out": 0, "bytes_out_flows": 1}]),
     )
     unknown = ", ".join(f"sum({name}) IS NULL" for name in KNOWN_BY)
     assert clickhouse.rows(f"SELECT {unknown} FROM {{db}}.edges_1m WHERE src = 'a'") == [(1,) * len(KNOWN_BY)]
     assert clickhouse.rows("SELECT bytes_out, bytes_in, errors, p95_us, port FROM {db}.edges_1m WHERE src = 'k'") == [
-        (0, 0, None, None, 8080)
+        (0, None, None, None, 8080)
     ]
     assert clickhouse.rows("SELECT port, protocol FROM {db}.edges_1m WHERE src = 'a'") == [(-1, -1)]
 
@@ -332,7 +332,7 @@ def _busy_hour() -> list[Any]:
                     "error_flows": 1,
                     "latencies_us": [1000 + 37 * i, 90 * i],
                 },
-                {"src": "cart", "dst": "ext:pay", "calls": 3, "bytes_out": 100, "bytes_in": 7, "bytes_flows": 1},
+                {"src": "cart", "dst": "ext:pay", "calls": 3, "bytes_out": 100, "bytes_in": 7, "bytes_out_flows": 1},
             ],
             incomplete=("silent",) if i == 4 else (),
         )
@@ -491,7 +491,7 @@ def story(clickhouse: ClickHouse) -> ClickHouse:
                     "error_flows": 1,
                     "latencies_us": [2_000] * 9 + [100_000],
                 },
-                {"src": "web", "dst": "ads", "calls": 5, "bytes_out": 500, "bytes_in": 1, "bytes_flows": 1},
+                {"src": "web", "dst": "ads", "calls": 5, "bytes_out": 500, "bytes_in": 1, "bytes_out_flows": 1},
             ],
         ),
         make_window(HOUR_MS + MINUTE_MS, [{"src": "web", "dst": "cart", "calls": 10}], incomplete=("silent",)),

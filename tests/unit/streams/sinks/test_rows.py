@@ -24,12 +24,14 @@ def _edge(**measures: object) -> dict[str, object]:
 
 def test_a_measure_that_nobody_reported_is_null_and_a_reported_zero_is_zero():
     unknown = _edge()
-    known = _edge(error_flows=1, denied_flows=1, bytes_flows=1, packets_flows=1, latencies_us=[0])
+    reported = {name: 1 for name in MEASURES if name.endswith("_flows")}
+    known = _edge(**reported, latencies_us=[0])
     for name in ("errors", "denied", "bytes_out", "bytes_in", "packets_out", "packets_in", "latency_sum_us"):
         assert unknown[name] is None, name
         assert known[name] == 0, name
     assert (unknown["p50_us"], known["p50_us"]) == (None, 0)
     assert (unknown["calls"], unknown["late_flows"]) == (1, 0)
+    assert _edge(bytes_out_flows=1)["bytes_in"] is None
 
 
 def test_every_measure_lands_in_its_own_column():
@@ -68,7 +70,7 @@ def test_chunks_and_marker_of_a_large_window_hold_every_edge_once():
 def test_the_overflow_of_a_window_is_kept_and_its_unknown_is_null():
     overflow = np.zeros(len(MEASURES), dtype=np.int64)
     overflow[MEASURE_INDEX["flows"]] = 9
-    overflow[MEASURE_INDEX["bytes_flows"]] = 1
+    overflow[MEASURE_INDEX["bytes_out_flows"]] = 1
     marker = chunk_window(make_window(HOUR_MS, [], overflow=overflow))[-1]
     [row] = window_row(marker).batch.to_pylist()
     assert (row["overflow_flows"], row["overflow_bytes_out"], row["overflow_errors"]) == (9, 0, None)
