@@ -1,0 +1,232 @@
+"""Ingest on a real broker: what goes into source topics comes out of `tenant-log` exactly once, over restarts too."""
+
+import asyncio
+import contextlib
+import gzip
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import faust
+import pyarrow as pa
+import pytest
+
+from models.graph.clock import END_OF_TIME_MS
+from models.graph.machine import Machine
+from schemas.dead_letter import KEPT_PAYLOAD_BYTES, Reason
+from schemas.ids import partition_of
+from schemas.settings import FlowTopic, Settings
+from schemas.tenant_log import END_REACHED, IDLE, decode_record
+from streams.batching import use_batching
+from streams.clock import SystemClock
+from streams.dead_letters import decode_dead_letter
+from streams.ingest.faust_agent import IngestAgents, register_ingest
+from streams.kafka_clients import faust_broker, make_consumer, make_producer
+from streams.metrics import Metrics
+from streams.producing import AcknowledgedProducer
+from streams.replay import ReplayLane, push_file
+from streams.topics import ensure_topics
+
+pytestmark = pytest.mark.kafka
+NOW_MS = 1_700_000_000_000
+DEADLINE_S = 60.0
+
+
+def flow(number: int, **changes: object) -> bytes:
+    tenant = f"tenant-{number % 7}"
+    return json.dumps(
+        {"time_ms": NOW_MS + number, "src": f"s{number % 11}", "dst": "d", "tenant": tenant, **changes}
+    ).encode()
+
+
+def arrow(numbers: range) -> bytes:
+    table = pa.Table.from_pylist([json.loads(flow(number)) for number in numbers])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+@contextlib.asynccontextmanager
+async def ingesting(settings: Settings) -> AsyncIterator[tuple[IngestAgents, Metrics]]:
+    """Run a worker with the ingest agents alone."""
+    counts = await ensure_topics(settings)
+    producer = make_producer(settings.kafka)
+    await producer.start()
+    app = faust.App(
+        settings.worker.group,
+        **faust_broker(settings.kafka),
+        consumer_auto_offset_reset="earliest",
+        stream_wait_empty=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+        store="memory://",
+    )
+    metrics = Metrics()
+    ingest = register_ingest(app, settings, counts, AcknowledgedProducer(producer, metrics), metrics, SystemClock())
+    use_batching(app, ingest.topics, start_offset=ingest.start_offset, on_out_of_range=ingest.on_out_of_range)
+    await app.start()
+    try:
+        yield ingest, metrics
+    finally:
+        await ingest.close()
+        await app.stop()
+        await producer.stop()
+
+
+async def push(settings: Settings, messages: list[tuple[int, bytes]], **changes: Any) -> None:
+    producer = make_producer(settings.kafka, **changes)
+    await producer.start()
+    for partition, value in messages:
+        await producer.send_and_wait(settings.flows[0].topic, value, partition=partition)
+    await producer.stop()
+
+
+async def read_all(settings: Settings, role: str) -> dict[int, list[Any]]:
+    """Return everything that stands in one of our topics, by partition."""
+    consumer = make_consumer(settings.kafka, settings.topics.name(role))
+    await consumer.start()
+    try:
+        while not consumer.assignment():
+            await asyncio.sleep(0.05)
+        ends = await consumer.end_offsets(list(consumer.assignment()))
+        found: dict[int, list[Any]] = {tp.partition: [] for tp in ends}
+        async with asyncio.timeout(DEADLINE_S):
+            while any(len(found[tp.partition]) < end for tp, end in ends.items()):
+                for tp, records in (await consumer.getmany(timeout_ms=200)).items():
+                    found[tp.partition] += records
+        return found
+    finally:
+        await consumer.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
+def total(metrics: Metrics, name: str) -> int:
+    samples = (sample for metric in metrics.registry.collect() for sample in metric.samples)
+    return int(sum(sample.value for sample in samples if sample.name == name))
+
+
+async def fold(settings: Settings) -> tuple[list[Machine], Counter[str]]:
+    """Apply `tenant-log` as the graph side would: raises on a broken chain."""
+    machines, counts = [], Counter[str]()
+    log = await read_all(settings, "tenant_log")
+    for partition, records in sorted(log.items()):
+        machine = Machine()
+        for record in records:
+            decoded = decode_record(record.value)
+            if decoded.rows is not None:
+                assert {partition_of(edge[0], len(log)) for edge in decoded.rows.edges} == {partition}
+            counts.update(machine.apply(record.offset, decoded).counts)
+        machines.append(machine)
+    return machines, counts
+
+
+async def test_every_record_is_counted_once_over_a_restart(
+    kafka_bootstrap: str, settings_for: Callable[..., Settings]
+) -> None:
+    settings = settings_for(kafka_bootstrap)
+    await ensure_topics(settings)
+    first = [(number % 3, flow(number)) for number in range(900)]
+    first += [(1, arrow(range(900, 1_100))), (2, b"junk"), (0, b"[" + flow(1_100) + b",{}," + flow(1_101) + b"]")]
+    await push(settings, first)
+    async with ingesting(settings) as (_, metrics):
+        await until(lambda: total(metrics, "drift_ingest_flows_total") == 1_102)
+    await push(settings, [(number % 3, flow(number)) for number in range(1_102, 1_402)])
+    async with ingesting(settings) as (ingest, metrics):
+        await until(lambda: total(metrics, "drift_ingest_flows_total") >= 300)
+        await until(lambda: total(metrics, "drift_source_lag") == 0)
+        ends = {key: source.next_offset for key, source in ingest.worker._sources.items()}
+    assert sum(offset for (topic, _), offset in ends.items() if topic == settings.flows[0].topic) == 1_203
+    machines, counts = await fold(settings)
+    assert counts["on_time"] + counts["late"] == 1_402
+    assert counts["repeated"] == 0, "the first worker committed what it had done"
+    letters = [record for records in (await read_all(settings, "dead_letter")).values() for record in records]
+    reasons = sorted(decode_dead_letter(record.value, record.headers).reason for record in letters)
+    assert reasons == [Reason.MALFORMED, Reason.MALFORMED]
+    assert len({tuple(sorted(machine.applied.items())) for machine in machines}) == 1, "every target heard the same"
+
+
+async def test_a_worker_that_dies_repeats_and_changes_nothing(
+    kafka_bootstrap: str, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(kafka_bootstrap)
+    await ensure_topics(settings)
+    await push(settings, [(number % 3, flow(number)) for number in range(600)])
+
+    async def never(*_: Any) -> bool:
+        return False
+
+    async with ingesting(settings) as (ingest, metrics):
+        await until(lambda: len(ingest.worker._sources) == 9)
+        monkeypatch.setattr(ingest.worker, "_commit", never)  # all is written, and nothing of it committed
+        await until(lambda: total(metrics, "drift_ingest_flows_total") == 600)
+    async with ingesting(settings) as (_, metrics):
+        await until(lambda: total(metrics, "drift_ingest_flows_total") > 0)
+        await until(lambda: total(metrics, "drift_source_lag") == 0)
+    _, counts = await fold(settings)
+    assert counts["on_time"] + counts["late"] == 600
+    assert counts["repeated"] == 600, "the second worker wrote all of it again"
+
+
+async def test_a_huge_record_stops_nothing(kafka_bootstrap: str, settings_for: Callable[..., Settings]) -> None:
+    settings = settings_for(kafka_bootstrap)
+    topic = settings.flows[0].topic
+    roomy = settings.model_copy(update={"flows": (FlowTopic(topic=topic, max_message_bytes=12 << 20),)})
+    await ensure_topics(roomy)
+    huge = flow(1, src="x" * (10 << 20))
+    await push(settings, [(0, flow(0)), (0, huge), (0, flow(2))], max_request_size=12 << 20)
+    async with ingesting(settings) as (_, metrics):
+        await until(lambda: total(metrics, "drift_ingest_flows_total") == 2)
+    (record,) = [record for records in (await read_all(settings, "dead_letter")).values() for record in records]
+    letter = decode_dead_letter(record.value, record.headers)
+    assert (letter.reason, letter.offset, letter.payload) == (Reason.OVERSIZED, 1, huge[:KEPT_PAYLOAD_BYTES])
+    assert dict(record.headers)["drift-payload-bytes"] == str(len(huge)).encode()
+
+
+async def test_a_silent_worker_states_where_it_stands(
+    kafka_bootstrap: str, settings_for: Callable[..., Settings]
+) -> None:
+    settings = settings_for(kafka_bootstrap)
+    async with ingesting(settings) as (ingest, _):
+        await until(lambda: len(ingest.worker._sources) == 9)
+        await asyncio.wait_for(_stated(settings), DEADLINE_S)
+    for records in (await read_all(settings, "tenant_log")).values():
+        stated = decode_record(records[-1].value)
+        assert stated.lane is not None and stated.lane.members[0].partitions == 3
+        assert [progress.partition for progress in stated.progress] == [0, 1, 2]
+        assert {progress.state for progress in stated.progress} <= {END_REACHED, IDLE}
+        assert stated.as_of_ms > NOW_MS
+
+
+async def _stated(settings: Settings) -> None:
+    """Wait until every target has heard that each source partition was read to its end."""
+    while True:
+        log = await read_all(settings, "tenant_log")
+        last = [decode_record(records[-1].value) for records in log.values() if records]
+        states = {progress.state for record in last for progress in record.progress}
+        if len(last) == len(log) and states <= {END_REACHED, IDLE}:
+            return
+
+
+async def test_a_pushed_file_is_a_lane_of_its_own_that_ends(
+    kafka_bootstrap: str, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    settings = settings_for(kafka_bootstrap)
+    path = tmp_path / "flows.jsonl.gz"
+    path.write_bytes(gzip.compress(b"\n".join(flow(number) for number in range(500))))
+    async with ingesting(settings) as (_, metrics):
+        lane = ReplayLane("replay:test", window_ms=1_000, lateness_ms=0)
+        assert await push_file(settings, path, "canonical", lane, clock=SystemClock()) == 500
+        await until(lambda: total(metrics, "drift_ingest_flows_total") == 500)
+        await until(lambda: total(metrics, "drift_source_lag") == 0)
+    machines, counts = await fold(settings)
+    assert counts["on_time"] == 500, "a replay waits for all its partitions: nothing is late"
+    assert {machine.lanes["replay:test"].clock.watermark_ms for machine in machines} == {END_OF_TIME_MS}
