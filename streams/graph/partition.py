@@ -72,6 +72,7 @@ class GraphPartition:
         self._checkpointed_ms = clock.now_ms()
         self._checkpointed_offset = -1
         self._recovered = False
+        self._turn = asyncio.Lock()
         self.performed_offset = -1
 
     async def recover(self) -> int | None:
@@ -91,7 +92,7 @@ class GraphPartition:
                 self._events_offset = manifest.events_offset
             else:
                 await self._begin_incarnation()
-        self._checkpointed_offset = self.machine.offset
+        self._checkpointed_offset = self.performed_offset = self.machine.offset
         self._published = await self._sink.published_since(self.partition, self._events_offset)
         self._recovered = True
         return self.machine.offset + 1 if self.machine.offset >= 0 else None
@@ -110,9 +111,10 @@ class GraphPartition:
         for offset, value in zip(offsets, values, strict=True):
             if offset <= self.machine.offset or value is None:
                 continue
-            output = self.machine.apply(offset, decode_record(value))
-            await self._perform(output)
-            self.performed_offset = offset
+            async with self._turn:  # a checkpoint in between would hold a state whose results are not out yet
+                output = self.machine.apply(offset, decode_record(value))
+                await self._perform(output)
+                self.performed_offset = offset
             # A chunk can hold seconds of work: let fetches, heartbeats and statements of this process in between.
             await asyncio.sleep(0)
         if self._clock.now_ms() - self._checkpointed_ms >= self._checkpoint_every_ms:
@@ -142,10 +144,17 @@ class GraphPartition:
             self._metrics.rows_folded.labels(outcome).inc(count)
 
     async def checkpoint(self) -> int | None:
-        """Store the state; return the group offset that may be committed now, ``None`` if nothing was applied since."""
+        """Store the state; return the group offset that may be committed now, ``None`` if nothing was applied since.
+
+        Waits for the record under way, if there is one. Nothing is stored once its results could not be published.
+        """
+        async with self._turn:
+            return await self._checkpoint()
+
+    async def _checkpoint(self) -> int | None:
         started_ms = self._clock.now_ms()
         self._checkpointed_ms = started_ms
-        if self.machine.offset <= self._checkpointed_offset:
+        if self.machine.offset <= self._checkpointed_offset or self.performed_offset != self.machine.offset:
             return None
         chunks = list(take(self.machine))
         size = await self._checkpoints.write(self.partition, self.machine.offset, self._events_offset, chunks)

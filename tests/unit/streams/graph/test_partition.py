@@ -1,5 +1,6 @@
 """The graph partition's promise: crash it at any effect, start it again: the results are those of an uncrashed run."""
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -160,6 +161,45 @@ async def test_a_crash_at_any_effect_and_a_restart_change_no_result() -> None:
             await run(again, log, await again.recover())
             assert [event.event_id for event in sink.events] == expected, f"crash at effect {at}, after={after}"
             assert sink.chunks == reference.chunks
+
+
+class SlowSink(MemorySink):
+    """Publishes windows only when it may."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store)
+        self.asked, self.may = asyncio.Event(), asyncio.Event()
+
+    async def publish_windows(self, partition: int, windows: Sequence[ClosedWindow]) -> None:
+        self.asked.set()
+        await self.may.wait()
+        await super().publish_windows(partition, windows)
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_checkpoint_beside_a_record_under_way_loses_none_of_its_results(is_cancelled: bool) -> None:
+    log = log_of()
+    _, reference = await straight(log)
+    store = MemoryStore()
+    sink = SlowSink(store)
+    partition = partition_of(store, sink)
+    await partition.recover()
+    running = asyncio.create_task(run(partition, log, 0))
+    await sink.asked.wait()
+    checkpoint = asyncio.create_task(partition.checkpoint())
+    await asyncio.sleep(0)
+    if is_cancelled:
+        running.cancel()
+    else:
+        sink.may.set()
+    await checkpoint
+    running.cancel()
+    await asyncio.wait([running])
+    sink.may.set()
+    again = partition_of(store, sink)
+    await run(again, log, await again.recover())
+    assert sink.chunks == reference.chunks
+    assert [event.event_id for event in sink.events] == [event.event_id for event in reference.events]
 
 
 async def test_a_new_incarnation_keeps_baselines_and_closes_open_windows_as_incomplete() -> None:
