@@ -377,8 +377,8 @@ class BatchingThread(AIOKafkaConsumerThread):
     async def log_range(self, tp: TP) -> tuple[int, int]:
         """First offset of the log and offset after its last record.
 
-        A fetch of this generation may know the end better: Tansu 0.6 answers with the offset after the *first* record of
-        the last batch.
+        A fetch of this generation may know the end better: Tansu 0.6 answers with the offset after the *first*
+        record of the last batch.
         """
         consumer, partition = self._ensure_consumer(), TopicPartition(*tp)
         start, end = await consumer.beginning_offsets([partition]), await consumer.end_offsets([partition])

@@ -141,8 +141,21 @@ async def _read(name: str, bootstrap: str, topic: str, messages: int) -> None:
     cpu_s = time.process_time() - cpu_s
     print(
         f"{name:20} {count.messages / count.seconds:>10,.0f} messages/s  {count.seconds:6.2f} s  CPU {cpu_s:6.2f} s"
+        f"  {count.size_bytes / count.messages:.0f} B a message"
         f"  {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB"
     )
+
+
+def _wait_for(bootstrap: str) -> None:
+    host, port = bootstrap.split(":")
+    deadline_s = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline_s:
+                raise
 
 
 def main() -> None:
@@ -165,7 +178,7 @@ def main() -> None:
         broker = subprocess.Popen(
             [binary, "broker", *listen, "--storage-engine", "memory://tansu/", "--silent"], start_new_session=True
         )
-        time.sleep(1)
+        _wait_for(bootstrap)
     try:
         topic = f"bench-{uuid.uuid4().hex[:8]}"
         asyncio.run(produce(bootstrap, topic, messages))

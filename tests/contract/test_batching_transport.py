@@ -1,22 +1,26 @@
 """The batching transport against the pinned Faust on a real broker."""
 
+import ast
 import asyncio
 import contextlib
 import functools
 import inspect
 import itertools
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import aiokafka.consumer.fetcher as aiokafka_fetcher
 import faust
 import pytest
 from aiokafka import AIOKafkaClient, AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState, TopicPartitionState
+from aiokafka.structs import TopicPartition
 from faust.transport.consumer import Consumer as FaustConsumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
 from faust.types import TP
@@ -42,6 +46,7 @@ from streams.batching import (
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 
 DEADLINE_S = 40.0
+ROOT = Path(__file__).resolve().parents[2]
 BASE_MS = int(time.time() * 1000)  # of now: Kafka's retention deletes records with old timestamps 30 s after it starts
 
 
@@ -573,6 +578,50 @@ async def test_an_offset_out_of_range_is_reported_and_waits_for_a_seek(
         assert len(reports) == 1 and not partition_status(worker.app)[tp].out_of_range
 
 
+async def test_records_deleted_before_they_were_read_are_reported(apache_kafka: str, group: str) -> None:
+    topic = await make_topic(apache_kafka, 1)
+    reports: list[tuple[TP, int, int, int]] = []
+    tp = TP(topic, 0)
+
+    async def on_out_of_range(tp: TP, wanted: int, start: int, end: int) -> None:
+        reports.append((tp, wanted, start, end))
+
+    async with AIOKafkaProducer(bootstrap_servers=apache_kafka) as producer:
+        await send(producer, topic, 0, 0, 300)
+    async with Worker(apache_kafka, topic, group).running() as first:
+        await until(lambda: first.rows == 300, "everything")
+        assert await commit(first.app, {tp: 120})
+    admin = AIOKafkaAdminClient(bootstrap_servers=apache_kafka)
+    await admin.start()
+    await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=200)})
+    await admin.close()
+    async with Worker(apache_kafka, topic, group, on_out_of_range=on_out_of_range).running() as second:
+        await until(lambda: len(reports) == 1, "the report")
+        assert reports == [(tp, 120, 200, 300)] and second.rows == 0
+        await seek(second.app, tp, 200)
+        await until(lambda: second.rows == 100, "what is left")
+    assert second.offsets(0) == list(range(200, 300))
+
+
+async def test_aborted_transactions_are_left_out(apache_kafka: str, group: str) -> None:
+    topic = await make_topic(apache_kafka, 1)
+    producer = AIOKafkaProducer(bootstrap_servers=apache_kafka, transactional_id=group)
+    await producer.start()
+    for text, commits in ((b"a", True), (b"b", False), (b"c", True)):
+        await producer.begin_transaction()
+        await producer.send_and_wait(topic, text, partition=0)
+        await (producer.commit_transaction() if commits else producer.abort_transaction())
+    await producer.stop()
+    async with Worker(apache_kafka, topic, group).running() as worker:
+        tp = TP(topic, 0)
+        await until(lambda: partition_status(worker.app)[tp].end_reached, "the end")
+        await until(lambda: bool(worker.chunks) and worker.chunks[-1].next_offset == 6, "the last marker")
+        assert [value for chunk in worker.chunks for value in chunk.values] == [b"a", b"c"]
+        assert worker.offsets(0) == [0, 4] and is_chain(worker.chunks)
+        status = partition_status(worker.app)[tp]
+        assert status.position == worker.chunks[-1].next_offset  # so an agent can tell that it is done
+
+
 async def test_an_offset_out_of_range_stops_the_app_by_default(
     kafka_bootstrap: str, topic: str, group: str, producer: AIOKafkaProducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -640,6 +689,29 @@ async def test_a_batched_topic_with_automatic_commits_is_refused(
         assert isinstance(app.crash_reason, ConfigurationError) and "acks=False" in str(app.crash_reason)
     finally:
         await app.stop()
+
+
+async def test_the_documented_example_runs(kafka_bootstrap: str, topic: str, producer: AIOKafkaProducer) -> None:
+    await send(producer, topic, 0, 0, 100)
+    await send(producer, topic, 1, 0, 10)
+    text = (ROOT / "docs" / "batching-transport.md").read_text(encoding="utf-8")
+    example = text.split("```python\n")[1].split("```")[0]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", example, kafka_bootstrap, topic, "200"),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, err.decode()
+    assert ast.literal_eval(out.decode()) == {0: 190, 1: 10}
 
 
 async def test_an_app_without_the_transport_is_told_so() -> None:
