@@ -1,5 +1,6 @@
 """The Faust side of the batching transport, and the functions an application calls. Does Kafka I/O through Faust."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -159,7 +160,9 @@ class BatchingConsumer(Consumer):
         self._thread.held &= batched
         fresh = [tp for tp in sorted(batched) if self._placed.get(tp) != generation]
         if self.options.start_offset is not None and fresh:
-            wanted = {tp: await self.options.start_offset(tp) for tp in fresh}
+            # Side by side: each answer of a broker can wait behind a long poll of the same connection.
+            starts = await asyncio.gather(*(self.options.start_offset(tp) for tp in fresh))
+            wanted = dict(zip(fresh, starts, strict=True))
             targets = {tp: offset for tp, offset in wanted.items() if offset is not None}
             await self._thread.run(self._thread.seek_batched, targets, generation)
         self._placed = dict.fromkeys(batched, generation)

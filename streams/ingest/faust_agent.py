@@ -22,6 +22,7 @@ from streams.batching import (
     batched_topic,
     commit,
     committed,
+    log_range,
     partition_status,
     pause_partitions,
     resume_partitions,
@@ -184,6 +185,7 @@ class IngestAgents:
 
     async def _take(self, stream: Any) -> None:
         async for chunk in stream:
+            chunk.keep()  # it counts in the transport's budget until the worker is done with it
             self.worker.submit(chunk)
 
     async def _on_assigned(self, _app: Any, *arguments: Any, **_: Any) -> None:
