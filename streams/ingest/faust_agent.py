@@ -22,7 +22,6 @@ from streams.batching import (
     batched_topic,
     commit,
     committed,
-    log_range,
     partition_status,
     pause_partitions,
     resume_partitions,
@@ -97,6 +96,7 @@ class IngestAgents:
         self._latest = {flow.topic for flow in settings.flows if flow.start == "latest"}
         self._lanes: dict[str, LaneConfig] = {}
         self._starts: tuple[int, dict[TP, tuple[int | None, int]]] | None = None
+        self._starting = asyncio.Lock()
         self._readers = self._make_readers(counts)
         self.topics = frozenset(self._readers)
         topics = settings.topics
@@ -147,9 +147,10 @@ class IngestAgents:
     async def start_offset(self, tp: TP) -> int:
         """Return where a partition of a new assignment goes on; a hook of the batching transport."""
         generation = self._app.consumer_generation_id
-        if self._starts is None or self._starts[0] != generation or tp not in self._starts[1]:
-            self._starts = generation, await self._find_starts(tp)
-        found, first = self._starts[1].pop(tp)
+        async with self._starting:  # asked for all partitions at once: the first one finds out for all
+            if self._starts is None or self._starts[0] != generation or tp not in self._starts[1]:
+                self._starts = generation, await self._find_starts(tp)
+            found, first = self._starts[1].pop(tp)
         return await self.worker.start(tp.topic, tp.partition, found, first)
 
     async def _find_starts(self, wanted: TP) -> dict[TP, tuple[int | None, int]]:
