@@ -14,6 +14,7 @@ from aiokafka import TopicPartition
 
 from deploy.commands.backtest import run_backtest
 from models.graph.clock import END_OF_TIME_MS
+from schemas.dead_letter import DeadLetter
 from schemas.drift import DriftEvent
 from schemas.graph import ClosedWindow, chunk_window, decode_chunk, encode_chunk
 from schemas.ocsf import decode_event
@@ -41,15 +42,15 @@ class Results:
     Attributes:
         events: as published, repeats included. values: message by event id.
         chunks: messages of `graph-windows` by identity. markers: windows that are whole.
-        dead: (partition, offset, index, reason) of dead letters. dead_values: what was kept of them, by reason.
+        dead: dead letters by partition, offset and index. repeated: dead letters that came again.
     """
 
     events: list[DriftEvent] = field(default_factory=list)
     values: dict[str, bytes] = field(default_factory=dict)
     chunks: dict[ChunkKey, bytes] = field(default_factory=dict)
     markers: set[ChunkKey] = field(default_factory=set)
-    dead: list[tuple[int, int, int, str]] = field(default_factory=list)
-    dead_values: dict[str, list[bytes]] = field(default_factory=lambda: defaultdict(list))
+    dead: dict[tuple[int, int, int], DeadLetter] = field(default_factory=dict)
+    repeated: int = 0
 
     def add_chunk(self, value: bytes) -> None:
         """Take in a message of `graph-windows`; a repeat must be the same to the byte."""
@@ -58,6 +59,19 @@ class Results:
         assert self.chunks.setdefault(key, value) == value, f"two contents of {key}"
         if chunk.is_marker:
             self.markers.add(key)
+
+    def add_dead(self, letter: DeadLetter) -> None:
+        """Take in a dead letter; a repeat must be the same."""
+        key = (letter.partition, letter.offset, letter.index)
+        self.repeated += key in self.dead
+        assert self.dead.setdefault(key, letter) == letter
+
+    def dead_by_reason(self) -> dict[str, list[bytes]]:
+        """Return what was kept of dead letters, sorted, by reason."""
+        found: dict[str, list[bytes]] = defaultdict(list)
+        for letter in self.dead.values():
+            found[letter.reason.value].append(letter.payload)
+        return {reason: sorted(values) for reason, values in found.items()}
 
     def settled_counts(self) -> Counter[str]:
         """Count by finding the events that are not early: how a finding was settled, updated and closed."""
@@ -70,7 +84,6 @@ class Topics:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.results = Results()
-        self.dead_letters: list[Any] = []
         self.names = {settings.topics.name(role): role for role in ("drift_events", "graph_windows", "dead_letter")}
         self.ends: dict[TopicPartition, int] = {}
         self.partitions: list[TopicPartition] = []
@@ -86,10 +99,7 @@ class Topics:
         elif role == "graph_windows":
             results.add_chunk(record.value)
         else:
-            letter = decode_dead_letter(record.value, record.headers)
-            self.dead_letters.append(letter)
-            results.dead.append((letter.partition, letter.offset, letter.index, letter.reason.value))
-            results.dead_values[letter.reason.value].append(letter.payload)
+            results.add_dead(decode_dead_letter(record.value, record.headers))
         self.ends[TopicPartition(record.topic, record.partition)] = record.offset + 1
 
     async def follow(self, consumer: Any) -> None:
@@ -228,13 +238,10 @@ async def is_stored(topics: Topics) -> bool:
 def expected_of(path: Path, lane: ReplayLane) -> Results:
     """Return what `drift backtest` says of a file."""
     results = Results()
-
-    def keep(letter: Any) -> None:
-        results.dead.append((letter.partition, letter.offset, letter.index, letter.reason.value))
-        results.dead_values[letter.reason.value].append(letter.payload)
-
     windows: list[ClosedWindow] = []
-    for output in run_backtest(path, "canonical", lane, as_of_ms=SystemClock().now_ms(), on_dead_letter=keep):
+    for output in run_backtest(
+        path, "canonical", lane, as_of_ms=SystemClock().now_ms(), on_dead_letter=results.add_dead
+    ):
         results.events += output.events
         windows += output.windows
     for window in windows:
@@ -322,8 +329,3 @@ def write_config(settings: Settings, path: Path) -> Path:
     values["clickhouse"] = {"dsn": settings.clickhouse.dsn.get_secret_value(), "database": settings.clickhouse.database}
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
-
-
-def reasons(results: Results) -> Counter[str]:
-    """Count dead letters by reason."""
-    return Counter(reason for *_, reason in results.dead)
