@@ -44,10 +44,25 @@ class Coded:
 _NOBODY = np.empty(0, dtype=object)
 
 
+def _values(array: Any) -> npt.NDArray[Any]:
+    """Return an Arrow array of numbers without nulls as a view.
+
+    Not ``array.to_numpy()``: it imports pandas wherever that is installed, half a second and 70 MB for nothing.
+    """
+    if not len(array):
+        return np.empty(0, dtype=np.int64)
+    values = np.frombuffer(array.buffers()[1], dtype=array.type.to_pandas_dtype())
+    return values[array.offset : array.offset + len(array)]
+
+
+def _arrow(values: IntColumn) -> Any:
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
 def _in_order(key: IntColumn) -> tuple[IntColumn, int]:
     """Return keys as dense codes in order of first appearance, and how many there are."""
-    encoded = pc.dictionary_encode(pa.array(key))  # hashing: several times as fast as numpy.unique, which sorts
-    return encoded.indices.to_numpy().astype(np.int64), len(encoded.dictionary)
+    encoded = pc.dictionary_encode(_arrow(key))  # hashing: several times as fast as numpy.unique, which sorts
+    return _values(encoded.indices).astype(np.int64), len(encoded.dictionary)
 
 
 def _table_field(buffer: Any, table: int, field: int) -> int:
@@ -202,7 +217,7 @@ class ArrowRows:
         lengths = pc.utf8_length(column)
         shortest, longest = pc.min_max(lengths).values()
         if shortest.as_py() == 0 or (longest.as_py() or 0) > MAX_NAME_BYTES:
-            found = pc.fill_null(lengths, 1).to_numpy(zero_copy_only=False)
+            found = _values(pc.fill_null(lengths, 1))
             bad = (found < 1) | (found > MAX_NAME_BYTES)
             self._reasons.append((bad, Reason.INVALID_VALUE, f"host must have 1 to {MAX_NAME_BYTES} characters"))
 
@@ -218,8 +233,9 @@ class ArrowRows:
         if indices.null_count:
             indices = pc.fill_null(indices, -1)
         values = encoded.dictionary
-        coded = Coded(indices.to_numpy().astype(np.int64), values.to_numpy(zero_copy_only=False))
-        return coded, pc.utf8_length(values).to_numpy().astype(np.int64)
+        names = np.array([*values.to_pylist(), None], dtype=object)[:-1]
+        coded = Coded(_values(indices).astype(np.int64), names)
+        return coded, _values(pc.utf8_length(values)).astype(np.int64)
 
     def _word(self, name: str, meanings: dict[str, int], absent: int) -> IntColumn:
         column = self._column(name)
@@ -243,11 +259,11 @@ class ArrowRows:
             column = column.combine_chunks()
         if pa.types.is_timestamp(column.type):
             column = column.cast(pa.timestamp("ms"), safe=False)
-        nulls = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
+        nulls = _values(column.is_null().cast(pa.uint8())).astype(bool) if column.null_count else None
         if nulls is not None:
             column = pc.fill_null(column, pa.scalar(0, column.type))
         # uint64 beyond int64 wraps to a negative number: out of bounds, as it should be
-        values: IntColumn = column.cast(pa.int64(), safe=False).to_numpy(zero_copy_only=False)
+        values: IntColumn = _values(column.cast(pa.int64(), safe=False))
         low, high = _BOUNDS.get(name, (0, MAX_MEASURE))
         if nulls is not None:
             values = np.where(nulls, absent, values)
@@ -330,7 +346,7 @@ class ArrowRows:
         names: list[str] = src.values[src.codes[wanted]].tolist()
         if self._host is None:
             return names
-        hosts = self._host.take(pa.array(self._row[wanted])).to_pylist()
+        hosts = self._host.take(_arrow(self._row[wanted])).to_pylist()
         return [host or name for host, name in zip(hosts, names, strict=True)]
 
     def payload(self, row: int) -> bytes:

@@ -32,10 +32,12 @@ from schemas.flow import Flow
 from schemas.settings import FlowTopic, KafkaSettings, Settings, TopicSettings, load_settings
 
 PARTITIONS = 12
-TENANTS, EDGES, ARROW_ROWS, TAKE = 20, 10_000, 1_000, 5_000
+TENANTS, SERVICES, EDGES, ARROW_ROWS, TAKE = 20, 1_000, 10_000, 1_000, 5_000
 JSON_TOPIC, ARROW_TOPIC = "bench-json", "bench-arrow"
 SEED = 7
 _BATCH = 500
+_COMPRESSION = "DRIFT_BENCH_COMPRESSION"
+"""Tells the processes of one run what `tenant-log` is compressed with."""
 DEADLINE_S = 900.0
 
 
@@ -50,7 +52,8 @@ def make_edges(rotation: int = 0) -> tuple[list[tuple[str, str, str, int]], list
     for tenant, size in enumerate(sizes):
         count = max(20, int(EDGES * size / sum(sizes)))
         for _ in range(count):
-            src, dst = (f"ns-{rng.randrange(30)}/svc-{rotation}-{rng.randrange(600)}" for _ in range(2))
+            numbers = rng.randrange(SERVICES), rng.randrange(SERVICES)
+            src, dst = (f"namespace-{number % 30}/service-{rotation}-{number}" for number in numbers)
             edges.append((f"tenant-{tenant}", src, dst, rng.choice((80, 443, 5432, 6379, 8080))))
             weights.append(size / count)
     return edges, weights
@@ -281,7 +284,7 @@ def _settings(bootstrap: str, reader: str) -> Settings:
         None,
         kafka=KafkaSettings(
             bootstrap=bootstrap,
-            compression=os.environ.get("BC", "lz4"),
+            compression=os.environ.get(_COMPRESSION, KafkaSettings().compression),  # type: ignore[arg-type]
             session_timeout_ms=10_000,
             rebalance_timeout_ms=6_000,
         ),
@@ -378,8 +381,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--idiom-flows", type=int, default=200_000, help="how many of them the idiom reads")
     parser.add_argument("--bootstrap", help="HOST:PORT of a broker that is there; without it, Tansu is started")
     parser.add_argument("--readers", nargs="+", choices=list(READERS), default=list(READERS))
+    parser.add_argument(
+        "--compression", default=KafkaSettings().compression, help="what we write with (kafka.compression)"
+    )
     parser.add_argument("--json", action="store_true")
     parsed = parser.parse_args(arguments)
+    os.environ[_COMPRESSION] = parsed.compression
     result = run(parsed.flows, parsed.idiom_flows, parsed.bootstrap, parsed.readers)
     if not parsed.json:
         print_table(result)
