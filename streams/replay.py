@@ -326,7 +326,7 @@ def local_records(
     lane: ReplayLane | None = None,
     *,
     as_of_ms: int = 0,
-    messages_per_chunk: int = 4_000,
+    flows_per_chunk: int = 4_000,
     on_dead_letter: Callable[[DeadLetter], None] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Iterator[LogRecord]:
@@ -353,7 +353,7 @@ def local_records(
     topic = FlowTopic(topic=path.name, lane=wanted.name, format=format_name, tenant_from=tenant_from)
     reader = FlowReader(topic, source, config, targets=1)
     offset, total = 0, path.stat().st_size if path.exists() else 0
-    for values, read_bytes in _chunks(read_file(path, format_name), messages_per_chunk):
+    for values, read_bytes in _chunks(read_file(path, format_name), flows_per_chunk):
         encoded = reader.encode(chunk_of(path.name, 0, offset, values), position_before(offset), "local", as_of_ms)
         offset += len(values)
         for letter in encoded.dead_letters if on_dead_letter is not None else ():
@@ -367,12 +367,13 @@ def local_records(
 
 def _chunks(messages: Iterable[FileMessage], size: int) -> Iterator[tuple[list[bytes], int]]:
     values: list[bytes] = []
-    read_bytes = 0
+    read_bytes = flows = 0
     for message in messages:
         values.append(message.value)
         read_bytes = message.read_bytes
-        if len(values) >= size:
+        flows += message.records
+        if flows >= size:
             yield values, read_bytes
-            values = []
+            values, flows = [], 0
     if values:
         yield values, read_bytes

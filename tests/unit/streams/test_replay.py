@@ -91,7 +91,7 @@ def test_local_records_are_one_unbroken_chain_that_ends(tmp_path: Path) -> None:
     letters: list[DeadLetter] = []
     records = list(
         local_records(
-            path, lane=ReplayLane("replay:x", window_ms=5_000), messages_per_chunk=4, on_dead_letter=letters.append
+            path, lane=ReplayLane("replay:x", window_ms=5_000), flows_per_chunk=4, on_dead_letter=letters.append
         )
     )
     at = -1
