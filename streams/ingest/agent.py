@@ -9,9 +9,8 @@ import asyncio
 import contextlib
 import gc
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from schemas.dead_letter import DeadLetter
 from schemas.errors import LossDetected
@@ -20,7 +19,8 @@ from schemas.tenant_log import LogRecord, Progress, encode_record
 from streams.clock import Clock
 from streams.dead_letters import encode_dead_letter
 from streams.ingest.chain import position_before
-from streams.ingest.chunk import SourceChunk, cut, join
+from streams.ingest.chunk import SourceChunk
+from streams.ingest.owned import LaneClock, OwnedPartition
 from streams.ingest.ports import (
     CommitPort,
     FetchedChunk,
@@ -30,8 +30,8 @@ from streams.ingest.ports import (
     SourcePartition,
     StatusPort,
 )
-from streams.ingest.readers import Encoded, LaneProgress, SourceReader
-from streams.ingest.statements import SourceStanding, statements
+from streams.ingest.readers import Encoded, SourceReader
+from streams.ingest.statements import statements
 from streams.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,6 @@ log = logging.getLogger(__name__)
 COMMIT_EVERY_MS = 500
 QUEUED_CHUNKS = 2
 """Chunks of a source partition that may wait before fetching it is paused; a few more may be under way by then."""
-JOINED_ROWS = 20_000
-"""Waiting chunks are joined up to so many messages: fewer, larger records when there is much to do."""
 DEAD_LETTERS_AT_ONCE = 500
 LOOK_AGAIN_S = 0.1
 
@@ -66,44 +64,6 @@ class IngestOptions:
     statement_every_ms: int
     idle_ms: Mapping[str, int]
     accept_loss: bool = False
-
-
-@dataclass(slots=True)
-class _LaneClock:
-    progress: LaneProgress
-    furthest_ms: int
-    moved_at_ms: int
-
-
-@dataclass(slots=True, eq=False)
-class _Source:
-    """One source partition of ours.
-
-    Attributes:
-        position: acknowledged by every target. next_offset: the same as an offset, what may be committed.
-        expected: first offset of the next chunk that is to come.
-    """
-
-    topic: str
-    partition: int
-    reader: SourceReader
-    position: int
-    next_offset: int
-    expected: int
-    committed: int | None
-    started_at_ms: int
-    queue: deque[FetchedChunk] = field(default_factory=deque)
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
-    is_busy: bool = False
-    is_held: bool = False
-    is_stopped: bool = False
-    highwater: int = -1
-    lanes: dict[tuple[str, int], _LaneClock] = field(default_factory=dict)
-
-    @property
-    def key(self) -> SourcePartition:
-        return self.topic, self.partition
 
 
 class IngestWorker:
@@ -135,7 +95,7 @@ class IngestWorker:
         self._clock = clock
         self._metrics = metrics
         self._sleep = sleep
-        self._sources: dict[SourcePartition, _Source] = {}
+        self._sources: dict[SourcePartition, OwnedPartition] = {}
         self._paused: set[SourcePartition] = set()
         self._is_held = False
         self._committed_at_ms = self._stated_at_ms = 0
@@ -159,14 +119,14 @@ class IngestWorker:
         await self.revoke([(topic, partition)])
         at = first if committed is None or not reader.commits else committed
         position = position_before(at) if reader.commits else NO_POSITION
-        lanes: dict[tuple[str, int], _LaneClock] = {}
+        lanes: dict[tuple[str, int], LaneClock] = {}
         if known is not None and reader.commits and known.next_offset > at:
             at, position = known.next_offset, known.position
         if known is not None:
             lanes = known.lanes
         if reader.commits and committed is None and await self._commits.commit({(topic, partition): at}):
             committed = at
-        source = _Source(
+        source = OwnedPartition(
             topic=topic,
             partition=partition,
             reader=reader,
@@ -177,27 +137,15 @@ class IngestWorker:
             started_at_ms=self._clock.now_ms(),
             lanes=lanes,
         )
-        self._declare(source)
+        source.declare()
         self._sources[source.key] = source
         source.task = asyncio.create_task(self._work(source), name=f"ingest {topic}[{partition}]")
         return at
 
-    def _declare(self, source: _Source) -> None:
-        """Let a source partition of a declared lane be stated before its first chunk."""
-        lane = source.reader.lane
-        if lane is None:
-            return
-        known = source.lanes.get((lane.name, lane.generation))
-        if known is None:
-            progress = LaneProgress(lane, (), False)
-            source.lanes[lane.name, lane.generation] = _LaneClock(progress, -1, source.started_at_ms)
-        else:
-            known.progress = LaneProgress(lane, known.progress.clocks, known.progress.ended)
-
     def redeclare(self) -> None:
         """State lanes as the readers have them now: their members have changed."""
         for source in self._sources.values():
-            self._declare(source)
+            source.declare()
 
     def sources(self) -> list[SourcePartition]:
         """Return the source partitions taken over."""
@@ -268,7 +216,7 @@ class IngestWorker:
             source.is_held = True
             self._pauses.pause([source.key])
 
-    def _release(self, source: _Source) -> None:
+    def _release(self, source: OwnedPartition) -> None:
         if source.is_held:
             source.is_held = False
             if source.key not in self._paused:
@@ -279,7 +227,7 @@ class IngestWorker:
         while any((s.queue or s.is_busy) and not s.is_stopped for s in self._sources.values()):
             await asyncio.sleep(0)
 
-    async def _work(self, source: _Source) -> None:
+    async def _work(self, source: OwnedPartition) -> None:
         try:
             while True:
                 await source.wake.wait()
@@ -287,7 +235,7 @@ class IngestWorker:
                     await self._sleep(LOOK_AGAIN_S)
                     continue
                 source.is_busy = True
-                chunk = self._next_chunk(source)
+                chunk = source.next_chunk()
                 if chunk is not None:
                     await self._ingest(source, chunk)
                 source.is_busy = False
@@ -298,7 +246,7 @@ class IngestWorker:
         except Exception as error:
             self._stop(source, error)
 
-    def _stop(self, source: _Source, error: Exception) -> None:
+    def _stop(self, source: OwnedPartition, error: Exception) -> None:
         """Read no more of this source partition until the worker restarts; all others go on."""
         source.is_stopped, source.is_held, source.is_busy = True, True, False
         source.queue.clear()
@@ -314,37 +262,7 @@ class IngestWorker:
             exc_info=None if expected else error,
         )
 
-    def _next_chunk(self, source: _Source) -> SourceChunk | None:
-        """Take what waits, joined; ``None`` if it was all acknowledged before.
-
-        Raises:
-            LossDetected: offsets are missing between this chunk and the last.
-        """
-        taken: list[SourceChunk] = []
-        rows = 0
-        while source.queue:
-            chunk = source.queue[0]
-            if taken and (
-                rows + len(chunk.values) > JOINED_ROWS
-                or chunk.timestamp_type != taken[0].timestamp_type
-                or taken[-1].corrupt is not None
-            ):
-                break
-            source.queue.popleft()
-            if chunk.next_offset <= source.expected:
-                continue
-            if chunk.first_offset > source.expected:
-                raise LossDetected(f"fetched from offset {chunk.first_offset} on, expected {source.expected}")
-            fresh: SourceChunk = chunk
-            if chunk.first_offset < source.expected:
-                start = int(chunk.offsets.searchsorted(source.expected))
-                fresh = cut(chunk, start, len(chunk.values), source.expected, chunk.next_offset)
-            source.expected = chunk.next_offset
-            taken.append(fresh)
-            rows += len(fresh.values)
-        return join(taken) if taken else None
-
-    async def _ingest(self, source: _Source, chunk: SourceChunk) -> None:
+    async def _ingest(self, source: OwnedPartition, chunk: SourceChunk) -> None:
         with _no_garbage_collection():
             encoded = source.reader.encode(chunk, source.position, self._options.worker, self._clock.now_ms())
         await self._send_dead_letters(encoded.dead_letters)
@@ -352,26 +270,11 @@ class IngestWorker:
         source.position, source.next_offset = encoded.upto, chunk.next_offset
         self._note(source, encoded)
 
-    def _note(self, source: _Source, encoded: Encoded) -> None:
+    def _note(self, source: OwnedPartition, encoded: Encoded) -> None:
         self._metrics.flows_in.labels(source.topic).inc(encoded.rows)
         for letter in encoded.dead_letters:
             self._metrics.dead_letters.labels(letter.topic, letter.reason.value).inc()
-        now_ms = self._clock.now_ms()
-        for progress in encoded.lanes:
-            key = (progress.lane.name, progress.lane.generation)
-            furthest = progress.clocks[0][1] if progress.clocks else -1
-            clock = source.lanes.get(key)
-            if clock is None:
-                source.lanes[key] = _LaneClock(progress, furthest, now_ms)
-                continue
-            if furthest > clock.furthest_ms:
-                clock.furthest_ms, clock.moved_at_ms = furthest, now_ms
-            clocks = progress.clocks or clock.progress.clocks
-            clock.progress = LaneProgress(progress.lane, clocks, progress.ended)
-        # A replay topic sees many lanes; those that ended were told so to every target and need no more statements.
-        if len(source.lanes) > 1:
-            open_lanes = {key: clock for key, clock in source.lanes.items() if not clock.progress.ended}
-            source.lanes = open_lanes or dict([source.lanes.popitem()])
+        source.note(encoded.lanes, self._clock.now_ms())
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
@@ -417,11 +320,11 @@ class IngestWorker:
             self._paused -= partitions
             self._pauses.resume(partitions)
 
-    def _must_wait(self, source: _Source) -> bool:
+    def _must_wait(self, source: OwnedPartition) -> bool:
         without_start = source.reader.commits and source.committed is None  # a later owner might start elsewhere
         return self._is_held or without_start or source.key in self._paused or self._runs_ahead(source)
 
-    def _runs_ahead(self, source: _Source) -> bool:
+    def _runs_ahead(self, source: OwnedPartition) -> bool:
         """Say whether a source partition is so far ahead of others with backlog that open windows would pile up.
 
         It bounds memory and decides nothing. The one furthest behind never waits; none waits for a clock that stands.
@@ -479,7 +382,7 @@ class IngestWorker:
             standing
             for key, fetch in status.items()
             if (source := self._sources.get(key)) is not None and not source.is_stopped
-            for standing in self._standings(source, fetch, now_ms)
+            for standing in source.standings(fetch, now_ms, is_paused=key in self._paused)
         ]
         for record in statements(standings, self._options.idle_ms, self._options.worker, now_ms):
             assert record.lane is not None
@@ -496,24 +399,6 @@ class IngestWorker:
             await self._producer.send(self._options.log_topic, target, data)
         except Exception as error:
             log.error("a statement to %s[%d] was refused: %s", self._options.log_topic, target, error)
-
-    def _standings(self, source: _Source, fetch: FetchStatus, now_ms: int) -> Iterable[SourceStanding]:
-        highwater = max(source.highwater, -1 if fetch.highwater is None else fetch.highwater)
-        at_end = fetch.end_reached or source.next_offset >= highwater >= 0
-        for clock in source.lanes.values():
-            progress = clock.progress
-            yield SourceStanding(
-                lane=progress.lane,
-                source=source.reader.source,
-                partition=source.partition,
-                position=source.position,
-                clocks=progress.clocks,
-                has_backlog=bool(source.queue) or source.is_busy or not at_end,
-                fetched_ms_ago=fetch.fetched_ms_ago,
-                unmoved_ms=now_ms - clock.moved_at_ms,
-                ended=progress.ended,
-                paused=source.key in self._paused,
-            )
 
 
 @contextlib.contextmanager
