@@ -4,25 +4,22 @@ A jump of the watermark is judged in the order of event time, so that one big st
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from models.drift import baseline, statistical, structural
+from models.drift import structural
 from models.drift.detection import Detection
 from models.drift.findings import Finding
 from models.graph.clock import END_OF_TIME_MS
-from models.graph.histogram import BUCKETS, quantiles
+from models.graph.cutting import columns_of, cut_tenant
+from models.graph.judging import judge_signals, judge_structure
 from models.graph.lane import LaneState
 from models.graph.output import Output
-from models.graph.registry import CALLS, NEVER, pair_of
+from models.graph.registry import CALLS, NEVER
 from models.graph.window import WindowTable
-from schemas.detection import DetectionConfig
 from schemas.drift import DriftKind, EdgeRef
-from schemas.graph import MEASURE_INDEX, ClosedWindow, EdgeTable
 
 IntColumn = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -30,7 +27,6 @@ Mask = npt.NDArray[np.bool_]
 FORGET_AFTER_WINDOWS = 43_200
 """Edges unseen for this many windows (30 days of minutes) are forgotten."""
 _FORGET_EVERY = 64
-_MAX_DENIED = 1 << 40  # of one edge in one window: sums over a source's edges stay exact
 _NO_DEADLINE = np.int64(1) << 60
 
 
@@ -195,31 +191,14 @@ def _close_window(
     lane: LaneState, table: WindowTable, detections: dict[int, list[Detection]], output: Output, may_drop: bool
 ) -> None:
     registry = lane.registry
-    capacity = registry.edge.capacity
-    measures, other, use_server = table.chosen(capacity)
-    flows, late = measures[MEASURE_INDEX["flows"]], measures[MEASURE_INDEX["late_flows"]]
-    present = np.flatnonzero((flows > 0) | (late > 0))
-    beyond = [s.edges.overflow for s in lane.tenants.values() if s.edges.overflow is not None]
-    overflow = {number: table.total(number) for number in beyond if flows[number] > 0 or late[number] > 0}
-    if overflow:
-        present = present[~np.isin(present, list(overflow))]
-    present = present[registry.identity_order(present)]
-    local = np.full(capacity, -1, dtype=np.int64)
-    local[present] = np.arange(len(present))
-    h_edge, h_bucket, h_count = table.latencies(use_server)
-    inside = local[h_edge] >= 0
-    h_edge, h_bucket, h_count = local[h_edge[inside]], h_bucket[inside], h_count[inside]
-    by_edge = np.argsort(h_edge * BUCKETS + h_bucket)  # unique keys
-    histogram = (h_edge[by_edge], h_bucket[by_edge], h_count[by_edge])
-    p50, p95, p99 = quantiles(*histogram, len(present), (0.50, 0.95, 0.99))
+    columns, overflow = columns_of(lane, table)
+    present = columns.present
     edge = registry.edge.array
     tenant_of = edge["tenant"][present]
     learned = np.array([lane.has_learned(number) for number in range(len(registry.tenants))] or [False])
     whole = not table.incomplete
-    chosen = measures[:, present]
-    _judge_signals(lane, table.index, present, chosen, p50, p95, learned[tenant_of], whole, may_drop, detections)
-    _judge_structure(lane, table.index, present, chosen, learned, detections)
-    columns = _Columns(present, chosen, other[present], *histogram, p50, p95, p99)
+    judge_signals(lane, table.index, columns, learned[tenant_of], whole, may_drop, detections)
+    judge_structure(lane, table.index, present, columns.chosen, learned, detections)
     # Sorted by identity, a tenant's edges are neighbours: cutting them out costs no more with many tenants.
     bounds = [0, *(np.flatnonzero(np.diff(tenant_of)) + 1).tolist(), len(present)]
     rows_of = {int(tenant_of[a]): slice(a, b) for a, b in pairwise(bounds) if a < b}
@@ -229,7 +208,7 @@ def _close_window(
     )
     for tenant in tenants:
         rows = rows_of.get(tenant, slice(0, 0))
-        window = _closed(lane, table, tenant, rows, columns, is_learning=not learned[tenant])
+        window = cut_tenant(lane, table, tenant, rows, columns, is_learning=not learned[tenant])
         for number, sums in overflow.items():
             if edge["tenant"][number] == tenant:
                 window.overflow[:] = sums  # of both sides: whose edges these are is not known, so none can be chosen
@@ -242,201 +221,6 @@ def _close_window(
         if state.edges.quarantine:
             registry.release([number for number, last in state.edges.quarantine if last <= table.index])
             state.edges.quarantine = [entry for entry in state.edges.quarantine if entry[1] > table.index]
-
-
-def _judge_signals(
-    lane: LaneState,
-    index: int,
-    present: IntColumn,
-    chosen: IntColumn,
-    p50: IntColumn,
-    p95: IntColumn,
-    learned: Mask,
-    whole: bool,
-    may_drop: bool,
-    detections: dict[int, list[Detection]],
-) -> None:
-    """Compare each edge with its baseline, then move the baseline on (complete windows alone teach)."""
-    edge = lane.registry.edge.array
-
-    def take(name: str) -> IntColumn:
-        column: IntColumn = chosen[MEASURE_INDEX[name]]
-        return column
-
-    on_time = take("flows") > 0
-    values = baseline.signals_of(
-        take("calls"),
-        take("bytes_out") + take("bytes_in"),
-        (take("bytes_out_flows") > 0) | (take("bytes_in_flows") > 0),
-        take("errors"),
-        take("error_flows") > 0,
-        p50,
-        p95,
-    )
-    values[~on_time] = np.nan
-    mean, spread, history = edge["mean"][present], edge["spread"][present], edge["history"][present]
-    scores = baseline.scores_of(values, mean, spread, take("calls"))
-    signals = statistical.EdgeSignals(values, mean, spread, scores, history, take("calls"), take("latency_calls"))
-    eligible = learned & on_time & edge["known"][present]
-
-    def identity(row: int) -> tuple[str, str, str, int, int]:
-        found = lane.registry.identities[int(present[row])]
-        assert found is not None
-        return found
-
-    for config, rows in _by_config(lane, edge["tenant"][present]):
-        part = signals if rows is None else signals.take(rows)
-        may_judge = eligible if rows is None else eligible[rows]
-        found = statistical.judge(
-            config,
-            part,
-            may_judge,
-            lambda row, rows=rows: identity(row if rows is None else int(rows[row])),  # type: ignore[misc]
-            index * lane.config.window_ms,
-            may_drop=may_drop,
-        )
-        for row, detection in found:
-            number = int(present[row if rows is None else rows[row]])
-            detections[int(edge["tenant"][number])].append(detection)
-            if detection.kind is DriftKind.RATE_DROP:
-                edge["dropped"][number] = True
-    if whole:
-        edge["mean"][present], edge["spread"][present], edge["history"][present] = baseline.learn(
-            values, mean, spread, history
-        )
-
-
-def _judge_structure(
-    lane: LaneState,
-    index: int,
-    present: IntColumn,
-    chosen: IntColumn,
-    learned: Mask,
-    detections: dict[int, list[Detection]],
-) -> None:
-    """Unknown edges, fan-out and denials of a closed window; learning tenants only teach."""
-    registry = lane.registry
-    edge, service = registry.edge.array, registry.service.array
-    calls = chosen[MEASURE_INDEX["calls"]] + chosen[MEASURE_INDEX["late_calls"]]
-    unknown: dict[int, list[structural.EdgeFacts]] = defaultdict(list)
-    for row in np.flatnonzero(learned[edge["tenant"][present]] & ~edge["known"][present]).tolist():
-        number = int(present[row])
-        facts = lane.facts(number, int(calls[row]), int(edge["first_seen_ms"][number]))
-        unknown[int(edge["tenant"][number])].append(facts)
-    for tenant, facts_of_tenant in unknown.items():
-        detections[tenant] += structural.judge_new(facts_of_tenant)
-    src = edge["src"][present]
-    pairs = np.unique(pair_of(src, edge["dst"][present]))
-    sources, peers = np.unique(pairs >> 32, return_counts=True)
-    denied = np.zeros(len(registry.services), dtype=np.int64)
-    np.add.at(denied, src, np.minimum(chosen[MEASURE_INDEX["denied"]], _MAX_DENIED))
-    tenants = service["tenant"][sources]
-    judged = learned[tenants] & service["known"][sources]
-    for kind, observed, usual_name, limit in (
-        (DriftKind.FAN_OUT_BURST, peers, "fan_out_max", structural.fan_out_limit),
-        (DriftKind.DENIED_BURST, denied[sources], "denied_max", structural.denied_limit),
-    ):
-        usual = service[usual_name][sources]
-        burst = judged & (observed >= _limits(lane, tenants, usual, limit))
-        for row in np.flatnonzero(burst).tolist():
-            number, tenant = int(sources[row]), int(tenants[row])
-            facts_of_source = _source_facts(
-                lane, index, number, int(observed[row]), int(usual[row]), present[np.flatnonzero(src == number)]
-            )
-            detections[tenant].append(structural.judge_source(kind, facts_of_source))
-        # Only what was no alarm teaches, so that a burst does not make the next one normal.
-        teaches = ~burst & (observed > usual)
-        service[usual_name][sources[teaches]] = observed[teaches]
-
-
-def _by_config(lane: LaneState, tenants: IntColumn) -> Iterator[tuple[DetectionConfig, IntColumn | None]]:
-    """Yield the thresholds in force with the rows of ``tenants`` (numbers) they hold for; None is all rows."""
-    if not lane.detection_of:
-        yield lane.config.detection, None
-        return
-    own = [number for number in np.unique(tenants).tolist() if lane.registry.tenants[number] in lane.detection_of]
-    yield lane.config.detection, np.flatnonzero(~np.isin(tenants, own))
-    for number in own:
-        yield lane.detection(lane.registry.tenants[number]), np.flatnonzero(tenants == number)
-
-
-def _limits(
-    lane: LaneState, tenants: IntColumn, usual: IntColumn, limit: Callable[[DetectionConfig, int], float]
-) -> npt.NDArray[np.float64]:
-    """Return the limit of each source; few values of ``usual`` differ, so each is asked for once."""
-    limits = np.empty(len(usual))
-    for config, rows in _by_config(lane, tenants):
-        mine = usual if rows is None else usual[rows]
-        values, codes = np.unique(mine, return_inverse=True)
-        of_value = np.array([limit(config, value) for value in values.tolist()], dtype=np.float64)
-        limits[slice(None) if rows is None else rows] = of_value[codes]
-    return limits
-
-
-def _source_facts(
-    lane: LaneState, index: int, number: int, observed: int, usual: int, edges: IntColumn
-) -> structural.SourceFacts:
-    tenant, name = lane.registry.services[number]
-    pairs = {i[1:3] for i in (lane.registry.identities[e] for e in edges.tolist()) if i is not None}
-    refs = tuple(sorted(EdgeRef(src, dst) for src, dst in pairs))
-    return structural.SourceFacts(
-        src=name,
-        observed=observed,
-        usual_max=usual,
-        edges=refs,
-        edges_total=len(refs),
-        first_ms=index * lane.config.window_ms,
-        history=lane.tenants[tenant].closed_windows,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """All tenants' edges of a window in the order of identity; histogram rows count edges from 0."""
-
-    present: IntColumn
-    chosen: IntColumn
-    other: IntColumn
-    h_edge: IntColumn
-    h_bucket: IntColumn
-    h_count: IntColumn
-    p50: IntColumn
-    p95: IntColumn
-    p99: IntColumn
-
-
-def _closed(
-    lane: LaneState, table: WindowTable, tenant: int, rows: slice, columns: _Columns, is_learning: bool
-) -> ClosedWindow:
-    """Cut one tenant's graph out of a window: its edges are neighbours."""
-    registry = lane.registry
-    numbers = columns.present[rows]
-    edge, names = registry.edge.array, registry.services
-    inside = slice(*np.searchsorted(columns.h_edge, [rows.start, rows.stop]).tolist())
-    start_ms = table.index * lane.config.window_ms
-    return ClosedWindow(
-        tenant=registry.tenants[tenant],
-        lane=lane.config.name,
-        generation=lane.config.generation,
-        start_ms=start_ms,
-        end_ms=start_ms + lane.config.window_ms,
-        edges=EdgeTable(
-            src=[names[service][1] for service in edge["src"][numbers].tolist()],
-            dst=[names[service][1] for service in edge["dst"][numbers].tolist()],
-            port=edge["port"][numbers],
-            protocol=edge["protocol"][numbers],
-            measures=np.ascontiguousarray(columns.chosen[:, rows].T),
-            other_side_flows=columns.other[rows],
-            histogram_edge=columns.h_edge[inside] - rows.start,
-            histogram_bucket=columns.h_bucket[inside],
-            histogram_count=columns.h_count[inside],
-            p50_us=columns.p50[rows],
-            p95_us=columns.p95[rows],
-            p99_us=columns.p99[rows],
-        ),
-        incomplete=tuple(sorted(table.incomplete)),
-        is_learning=is_learning,
-    )
 
 
 def _remember(lane: LaneState, index: int, present: IntColumn) -> None:

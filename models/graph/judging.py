@@ -1,0 +1,165 @@
+"""A closed window's rows against what is usual: signals of each edge, and the structure they make. Pure, vectorised."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from models.drift import baseline, statistical, structural
+from models.drift.detection import Detection
+from models.graph.cutting import WindowColumns
+from models.graph.lane import LaneState
+from models.graph.registry import pair_of
+from schemas.detection import DetectionConfig
+from schemas.drift import DriftKind, EdgeRef
+from schemas.graph import MEASURE_INDEX
+
+IntColumn = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+_MAX_DENIED = 1 << 40  # of one edge in one window: sums over a source's edges stay exact
+
+
+def judge_signals(
+    lane: LaneState,
+    index: int,
+    columns: WindowColumns,
+    learned: Mask,
+    whole: bool,
+    may_drop: bool,
+    detections: dict[int, list[Detection]],
+) -> None:
+    """Compare each edge with its baseline, then move the baseline on (complete windows alone teach)."""
+    edge = lane.registry.edge.array
+    present, chosen, p50, p95 = columns.present, columns.chosen, columns.p50, columns.p95
+
+    def take(name: str) -> IntColumn:
+        column: IntColumn = chosen[MEASURE_INDEX[name]]
+        return column
+
+    on_time = take("flows") > 0
+    values = baseline.signals_of(
+        take("calls"),
+        take("bytes_out") + take("bytes_in"),
+        (take("bytes_out_flows") > 0) | (take("bytes_in_flows") > 0),
+        take("errors"),
+        take("error_flows") > 0,
+        p50,
+        p95,
+    )
+    values[~on_time] = np.nan
+    mean, spread, history = edge["mean"][present], edge["spread"][present], edge["history"][present]
+    scores = baseline.scores_of(values, mean, spread, take("calls"))
+    signals = statistical.EdgeSignals(values, mean, spread, scores, history, take("calls"), take("latency_calls"))
+    eligible = learned & on_time & edge["known"][present]
+
+    def identity(row: int) -> tuple[str, str, str, int, int]:
+        found = lane.registry.identities[int(present[row])]
+        assert found is not None
+        return found
+
+    for config, rows in _by_config(lane, edge["tenant"][present]):
+        part = signals if rows is None else signals.take(rows)
+        may_judge = eligible if rows is None else eligible[rows]
+        found = statistical.judge(
+            config,
+            part,
+            may_judge,
+            lambda row, rows=rows: identity(row if rows is None else int(rows[row])),  # type: ignore[misc]
+            index * lane.config.window_ms,
+            may_drop=may_drop,
+        )
+        for row, detection in found:
+            number = int(present[row if rows is None else rows[row]])
+            detections[int(edge["tenant"][number])].append(detection)
+            if detection.kind is DriftKind.RATE_DROP:
+                edge["dropped"][number] = True
+    if whole:
+        edge["mean"][present], edge["spread"][present], edge["history"][present] = baseline.learn(
+            values, mean, spread, history
+        )
+
+
+def judge_structure(
+    lane: LaneState,
+    index: int,
+    present: IntColumn,
+    chosen: IntColumn,
+    learned: Mask,
+    detections: dict[int, list[Detection]],
+) -> None:
+    """Unknown edges, fan-out and denials of a closed window; learning tenants only teach."""
+    registry = lane.registry
+    edge, service = registry.edge.array, registry.service.array
+    calls = chosen[MEASURE_INDEX["calls"]] + chosen[MEASURE_INDEX["late_calls"]]
+    unknown: dict[int, list[structural.EdgeFacts]] = defaultdict(list)
+    for row in np.flatnonzero(learned[edge["tenant"][present]] & ~edge["known"][present]).tolist():
+        number = int(present[row])
+        facts = lane.facts(number, int(calls[row]), int(edge["first_seen_ms"][number]))
+        unknown[int(edge["tenant"][number])].append(facts)
+    for tenant, facts_of_tenant in unknown.items():
+        detections[tenant] += structural.judge_new(facts_of_tenant)
+    src = edge["src"][present]
+    pairs = np.unique(pair_of(src, edge["dst"][present]))
+    sources, peers = np.unique(pairs >> 32, return_counts=True)
+    denied = np.zeros(len(registry.services), dtype=np.int64)
+    np.add.at(denied, src, np.minimum(chosen[MEASURE_INDEX["denied"]], _MAX_DENIED))
+    tenants = service["tenant"][sources]
+    judged = learned[tenants] & service["known"][sources]
+    for kind, observed, usual_name, limit in (
+        (DriftKind.FAN_OUT_BURST, peers, "fan_out_max", structural.fan_out_limit),
+        (DriftKind.DENIED_BURST, denied[sources], "denied_max", structural.denied_limit),
+    ):
+        usual = service[usual_name][sources]
+        burst = judged & (observed >= _limits(lane, tenants, usual, limit))
+        for row in np.flatnonzero(burst).tolist():
+            number, tenant = int(sources[row]), int(tenants[row])
+            facts_of_source = _source_facts(
+                lane, index, number, int(observed[row]), int(usual[row]), present[np.flatnonzero(src == number)]
+            )
+            detections[tenant].append(structural.judge_source(kind, facts_of_source))
+        # Only what was no alarm teaches, so that a burst does not make the next one normal.
+        teaches = ~burst & (observed > usual)
+        service[usual_name][sources[teaches]] = observed[teaches]
+
+
+def _by_config(lane: LaneState, tenants: IntColumn) -> Iterator[tuple[DetectionConfig, IntColumn | None]]:
+    """Yield the thresholds in force with the rows of ``tenants`` (numbers) they hold for; None is all rows."""
+    if not lane.detection_of:
+        yield lane.config.detection, None
+        return
+    own = [number for number in np.unique(tenants).tolist() if lane.registry.tenants[number] in lane.detection_of]
+    yield lane.config.detection, np.flatnonzero(~np.isin(tenants, own))
+    for number in own:
+        yield lane.detection(lane.registry.tenants[number]), np.flatnonzero(tenants == number)
+
+
+def _limits(
+    lane: LaneState, tenants: IntColumn, usual: IntColumn, limit: Callable[[DetectionConfig, int], float]
+) -> npt.NDArray[np.float64]:
+    """Return the limit of each source; few values of ``usual`` differ, so each is asked for once."""
+    limits = np.empty(len(usual))
+    for config, rows in _by_config(lane, tenants):
+        mine = usual if rows is None else usual[rows]
+        values, codes = np.unique(mine, return_inverse=True)
+        of_value = np.array([limit(config, value) for value in values.tolist()], dtype=np.float64)
+        limits[slice(None) if rows is None else rows] = of_value[codes]
+    return limits
+
+
+def _source_facts(
+    lane: LaneState, index: int, number: int, observed: int, usual: int, edges: IntColumn
+) -> structural.SourceFacts:
+    tenant, name = lane.registry.services[number]
+    pairs = {i[1:3] for i in (lane.registry.identities[e] for e in edges.tolist()) if i is not None}
+    refs = tuple(sorted(EdgeRef(src, dst) for src, dst in pairs))
+    return structural.SourceFacts(
+        src=name,
+        observed=observed,
+        usual_max=usual,
+        edges=refs,
+        edges_total=len(refs),
+        first_ms=index * lane.config.window_ms,
+        history=lane.tenants[tenant].closed_windows,
+    )
