@@ -120,3 +120,9 @@ def write_traffic(path: Path, seed: int) -> Traffic:
                 file.write(value + b"\n")
                 dead += reasons
     return Traffic(path, len(flows), dead)
+
+
+def as_line(time_ms: int, src: str, dst: str, **changes: Any) -> bytes:
+    """Return one flow of one tenant as JSON."""
+    flow = {"time_ms": time_ms, "src": src, "dst": dst, "tenant": "acme", "port": 8080, "protocol": "tcp"}
+    return json.dumps(flow | changes).encode()
