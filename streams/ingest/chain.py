@@ -92,7 +92,7 @@ def encode_segment(
     row_bounds = np.searchsorted(row_target[row_order], np.arange(targets + 1))
     edge = rank[table.edge][row_order]
     columns = {name: column[row_order] for name, column in varying.items()}
-    names = [table.edges[i] for i in edge_order.tolist()]
+    names = list(map(table.edges.__getitem__, edge_order.tolist()))
     for target in range(targets):
         start, stop = int(row_bounds[target]), int(row_bounds[target + 1])
         if start == stop:
