@@ -176,14 +176,14 @@ async def read_idiom(settings: Settings, topic: str, count: Count) -> None:
     decoder = msgspec.json.Decoder(Flow)
     edges: Counter[tuple[Any, ...]] = Counter()
 
-    @app.agent(app.topic(topic, value_type=bytes, value_serializer="raw", acks=False), name="idiom")
-    async def _(stream: Any) -> None:
+    async def take(stream: Any) -> None:
         async for values in stream.take(TAKE, within=0.5):
             count.begin()
             decoded = map(decoder.decode, values)
             edges.update((f.tenant, f.src, f.dst, f.port, f.protocol) for f in decoded)
             count.add(len(values))
 
+    app.agent(app.topic(topic, value_type=bytes, value_serializer="raw", acks=False), name="idiom")(take)
     await _until_done(app, count)
 
 
@@ -284,7 +284,7 @@ def _settings(bootstrap: str, reader: str) -> Settings:
         None,
         kafka=KafkaSettings(
             bootstrap=bootstrap,
-            compression=os.environ.get(_COMPRESSION, KafkaSettings().compression),  # type: ignore[arg-type]
+            compression=os.environ.get(_COMPRESSION, KafkaSettings().compression),
             session_timeout_ms=10_000,
             rebalance_timeout_ms=6_000,
         ),
