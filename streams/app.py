@@ -22,7 +22,7 @@ from streams.graph.checkpoints import Checkpoints, ChunkStore, FileChunkStore, K
 from streams.graph.faust_agent import GraphAgent
 from streams.graph.partition import GraphPartition
 from streams.graph.sink import KafkaGraphSink
-from streams.ingest.faust_agent import IngestAgents, register_ingest
+from streams.ingest.faust_agent import IngestAgents, register_ingest, tune_garbage_collection
 from streams.kafka_clients import check_connection, faust_broker, make_consumer, make_producer
 from streams.metrics import Metrics
 from streams.producing import AcknowledgedProducer
@@ -78,6 +78,7 @@ class Worker:
         await self._producer.start()
         self.app = self._build(counts)
         await self.app.start()
+        tune_garbage_collection()
         if self._connect is not None:
             self._rolling_up = asyncio.ensure_future(self._roll_up(self._connect))
 

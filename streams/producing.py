@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, UnknownError
 
 from streams.metrics import Metrics
 
@@ -40,7 +40,8 @@ class AcknowledgedProducer:
                 )
                 return int(metadata.offset)
             except KafkaError as error:
-                if not error.retriable:
+                # aiokafka calls its own time-out final; for us a broker that is away is one that comes back.
+                if not (error.retriable or isinstance(error, KafkaTimeoutError | UnknownError)):
                     raise
                 self._metrics.produce_retries.labels(topic).inc()
                 logger.warning("produce to %s[%s] failed (%s), again in %.1f s", topic, partition, error, backoff_s)
