@@ -145,7 +145,7 @@ class WorkerSettings(_Frozen):
     checkpoint_every_ms: int = Field(default=15_000, ge=100)
     statement_every_ms: int = Field(default=1_000, ge=50)
     max_poll_records: int = Field(default=5_000, ge=1)
-    max_fetch_bytes: int = Field(default=1 << 20, ge=1 << 14)
+    max_fetch_bytes: int = Field(default=4 << 20, ge=1 << 14)
     state_directory: Path | None = None
     metrics_port: int | None = Field(default=None, ge=0, le=65_535)
     accept_loss: bool = False
