@@ -8,13 +8,13 @@ from schemas.dead_letter import KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, DeadLette
 from schemas.errors import WireFormatError
 from streams.result import short
 
-HEADER_REASON = "drift-reason"
-HEADER_DETAIL = "drift-detail"
-HEADER_SOURCE = "drift-source"
-HEADER_FORMAT = "drift-format"
-HEADER_BYTES = "drift-payload-bytes"
+HEADER_REASON = "reason"
+HEADER_DETAIL = "detail"
+HEADER_SOURCE = "source"
+HEADER_FORMAT = "format"
+HEADER_BYTES = "length"
 """Full length of a payload that was cut."""
-HEADER_SHA256 = "drift-payload-sha256"
+HEADER_SHA256 = "sha256"
 
 Headers = list[tuple[str, bytes]]
 

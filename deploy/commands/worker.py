@@ -16,10 +16,14 @@ from streams.metrics import Metrics
 
 @click.command(epilog="Example: DRIFT_KAFKA__BOOTSTRAP=broker:9092 drift worker")
 @click.option("--no-sinks", is_flag=True, help="Leave writing to ClickHouse to other workers.")
+@click.option("--accept-loss", is_flag=True, help="Go on where records were lost; it is marked in the log and counted.")
 @click.pass_obj
-def worker(config: Path | None, no_sinks: bool) -> None:
+def worker(config: Path | None, no_sinks: bool, accept_loss: bool) -> None:
     """Run one stream worker: ingest, graph and sink agents."""
-    asyncio.run(_run(load_settings(config), sinks=not no_sinks))
+    settings = load_settings(config)
+    if accept_loss:
+        settings = settings.model_copy(update={"worker": settings.worker.model_copy(update={"accept_loss": True})})
+    asyncio.run(_run(settings, sinks=not no_sinks))
 
 
 async def _run(settings: Settings, sinks: bool) -> None:

@@ -188,7 +188,7 @@ async def test_a_huge_record_stops_nothing(kafka_bootstrap: str, settings_for: C
     (record,) = [record for records in (await read_all(settings, "dead_letter")).values() for record in records]
     letter = decode_dead_letter(record.value, record.headers)
     assert (letter.reason, letter.offset, letter.payload) == (Reason.OVERSIZED, 1, huge[:KEPT_PAYLOAD_BYTES])
-    assert dict(record.headers)["drift-payload-bytes"] == str(len(huge)).encode()
+    assert dict(record.headers)["length"] == str(len(huge)).encode()
 
 
 async def test_a_silent_worker_states_where_it_stands(

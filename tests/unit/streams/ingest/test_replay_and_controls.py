@@ -229,16 +229,16 @@ def test_of_a_huge_payload_the_beginning_length_and_hash_are_kept() -> None:
     message = encode_dead_letter(letter(payload))
     headers = dict(message.headers)
     assert message.value == payload[:KEPT_PAYLOAD_BYTES]
-    assert headers["drift-payload-bytes"] == str(len(payload)).encode()
-    assert len(headers["drift-payload-sha256"]) == 64
+    assert headers["length"] == str(len(payload)).encode()
+    assert len(headers["sha256"]) == 64
     assert encode_dead_letter(letter(payload)) == message
 
 
 def test_details_are_short_and_on_one_line() -> None:
-    detail = dict(encode_dead_letter(letter(b"", "a\nb " * 1_000)).headers)["drift-detail"].decode()
+    detail = dict(encode_dead_letter(letter(b"", "a\nb " * 1_000)).headers)["detail"].decode()
     assert len(detail) <= 500 and "\n" not in detail
 
 
 def test_a_message_that_is_no_dead_letter_is_refused() -> None:
     with pytest.raises(WireFormatError, match="not a dead letter"):
-        decode_dead_letter(b"", [("drift-reason", b"malformed")])
+        decode_dead_letter(b"", [("reason", b"malformed")])
