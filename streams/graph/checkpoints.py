@@ -24,11 +24,15 @@ _MANIFEST = "manifest"
 
 
 class ChunkRef(msgspec.Struct, frozen=True, array_like=True):
-    """A stored chunk: at which log offset it was written, its stored size and the digest of its content."""
+    """A stored chunk: at which log offset it was written, its stored size and the digest of its content.
+
+    ``epoch`` is that of the manifest it was written for: offsets begin anew with each incarnation of the log.
+    """
 
     offset: int
     size_bytes: int
     digest: str
+    epoch: int = 0
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -38,6 +42,7 @@ class Manifest(msgspec.Struct, frozen=True):
         offset: last `tenant-log` offset that the state contains.
         events_offset: offset of `drift-events` from which replayed events may have been published already.
         incarnation: of the log; another one means that offsets and coordinates say nothing any more.
+        epoch: how many incarnations the state had been through before: offsets of a later one are later, however low.
     """
 
     offset: int
@@ -45,6 +50,7 @@ class Manifest(msgspec.Struct, frozen=True):
     incarnation: str
     chunks: dict[str, ChunkRef]
     v: int = MANIFEST_VERSION
+    epoch: int = 0
 
 
 class ChunkStore(Protocol):
@@ -70,6 +76,7 @@ class Checkpoints:
         self._store = store
         self._incarnation = incarnation
         self._last: dict[int, list[Manifest]] = {}
+        self._epochs: dict[int, int] = {}
 
     async def write(
         self, partition: int, offset: int, events_offset: int, chunks: Iterable[tuple[str, bytes | None]]
@@ -80,6 +87,7 @@ class Checkpoints:
         """
         history = self._last.setdefault(partition, [])
         before = history[-1].chunks if history else {}
+        epoch = self._epochs.get(partition, 0)
         refs: dict[str, ChunkRef] = {}
         for name, content in chunks:
             if content is None:
@@ -90,10 +98,10 @@ class Checkpoints:
                 refs[name] = before[name]
                 continue
             packed = await asyncio.to_thread(lambda data: bytes(cramjam.zstd.compress(data, level=1)), content)
-            refs[name] = ChunkRef(offset, len(packed), digest)
-            await self._store.put(partition, _chunk_key(name, offset), packed)
-        manifest = Manifest(offset, events_offset, self._incarnation, refs)
-        await self._store.put(partition, f"{_MANIFEST}@{offset}", msgspec.json.encode(manifest))
+            refs[name] = ChunkRef(offset, len(packed), digest, epoch)
+            await self._store.put(partition, _key(name, refs[name]), packed)
+        manifest = Manifest(offset, events_offset, self._incarnation, refs, epoch=epoch)
+        await self._store.put(partition, _key(_MANIFEST, manifest), msgspec.json.encode(manifest))
         history.append(manifest)
         while len(history) > _KEPT_MANIFESTS:
             await self._prune(partition, history)
@@ -101,13 +109,13 @@ class Checkpoints:
 
     async def _prune(self, partition: int, history: list[Manifest]) -> None:
         old = history.pop(0)
-        kept = {_chunk_key(name, ref.offset) for manifest in history for name, ref in manifest.chunks.items()}
-        gone = {_chunk_key(name, ref.offset) for name, ref in old.chunks.items()} - kept
-        stale = [] if any(manifest.offset == old.offset for manifest in history) else [f"{_MANIFEST}@{old.offset}"]
+        kept = {_key(name, ref) for manifest in history for name, ref in manifest.chunks.items()}
+        gone = {_key(name, ref) for name, ref in old.chunks.items()} - kept
+        stale = {_key(_MANIFEST, old)} - {_key(_MANIFEST, manifest) for manifest in history}
         await self._store.remove(partition, [*stale, *sorted(gone)])
 
     async def load(self, partition: int) -> tuple[Manifest, dict[str, bytes]] | None:
-        """Return the manifest with the highest offset and its chunks; ``None`` if there never was one.
+        """Return the latest manifest (by epoch, then offset) and its chunks; ``None`` if there never was one.
 
         Raises:
             CheckpointError: no manifest is complete, or of a version this worker cannot read.
@@ -115,24 +123,27 @@ class Checkpoints:
         found = await self._store.read_all(partition)
         manifests = sorted(
             (_read_manifest(value) for key, value in found.items() if key.startswith(f"{_MANIFEST}@")),
-            key=lambda manifest: manifest.offset,
+            key=lambda manifest: (manifest.epoch, manifest.offset),
         )
         if not manifests:
             return None
-        for manifest in reversed(manifests):
-            keys = {name: _chunk_key(name, ref.offset) for name, ref in manifest.chunks.items()}
+        for number, manifest in reversed(list(enumerate(manifests))):
+            keys = {name: _key(name, ref) for name, ref in manifest.chunks.items()}
             if all(key in found for key in keys.values()):
-                self._last[partition] = [manifest]
+                self._last[partition] = manifests[: number + 1]  # the next write prunes what lies before
+                self._epochs[partition] = manifest.epoch + (manifest.incarnation != self._incarnation)
                 return manifest, {name: _unpack(found[key], manifest.chunks[name]) for name, key in keys.items()}
         raise CheckpointError(f"no checkpoint of partition {partition} is complete: chunks are missing")
 
     def forget(self, partition: int) -> None:
         """Drop what is remembered of a partition that is no longer ours."""
         self._last.pop(partition, None)
+        self._epochs.pop(partition, None)
 
 
-def _chunk_key(name: str, offset: int) -> str:
-    return f"{name}@{offset}"
+def _key(name: str, written: ChunkRef | Manifest) -> str:
+    """Name what was written; two epochs never share a key, or a new one could overwrite what an old one needs."""
+    return f"{name}@{written.epoch}.{written.offset}" if written.epoch else f"{name}@{written.offset}"
 
 
 def _read_manifest(value: bytes) -> Manifest:

@@ -42,6 +42,8 @@ class GraphAgent:
 
     async def _run(self, stream: Any) -> None:
         async for event in stream.events():
+            if self._app.crashed:
+                continue  # Faust restarts an agent that raised: it would go on, and commit, behind what failed
             chunk: Chunk = event.value
             try:
                 await self._take(chunk)

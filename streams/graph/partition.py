@@ -90,10 +90,11 @@ class GraphPartition:
             self.machine = restore(chunks)
             if manifest.incarnation == self._incarnation:
                 self._events_offset = manifest.events_offset
-            else:
-                await self._begin_incarnation()
-        self._checkpointed_offset = self.performed_offset = self.machine.offset
+        # Read back first: what an interrupted start into a new incarnation has published is not published again.
         self._published = await self._sink.published_since(self.partition, self._events_offset)
+        if loaded is not None and loaded[0].incarnation != self._incarnation:
+            await self._begin_incarnation()
+        self._checkpointed_offset = self.performed_offset = self.machine.offset
         self._recovered = True
         return self.machine.offset + 1 if self.machine.offset >= 0 else None
 

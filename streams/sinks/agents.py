@@ -52,6 +52,8 @@ class SinkAgent:
 
     async def _run(self, stream: Any) -> None:
         async for event in stream.events():
+            if self._app.crashed:
+                continue  # Faust restarts an agent that raised: it would go on, and commit, behind what failed
             chunk: Chunk = event.value
             messages = [
                 Message(offset, value)

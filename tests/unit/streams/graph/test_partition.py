@@ -253,3 +253,44 @@ async def test_files_hold_the_last_two_manifests_and_what_they_name(tmp_path: Pa
     assert manifest.offset == 4 and chunks == {"meta": b"4", "same/edges/0": b"fixed"}
     names = sorted(path.name for path in (tmp_path / "partition-3").iterdir())
     assert names == ["manifest@3", "manifest@4", "meta@3", "meta@4", "same%2Fedges%2F0@0"]
+
+
+async def test_a_short_incarnation_is_remembered_after_a_long_one() -> None:
+    """Offsets begin anew with the log: the lower ones of a later incarnation are the later state."""
+    store = MemoryStore()
+    before = Checkpoints(store, "1")
+    await before.write(0, 900, 40, [("meta", b"old"), ("edges/0", b"kept")])
+    await before.write(0, 1_000, 50, [("meta", b"older run"), ("edges/0", None)])
+
+    second = Checkpoints(store, "2")
+    loaded = await second.load(0)
+    assert loaded is not None and loaded[0].offset == 1_000
+    await second.write(0, 900, 3, [("meta", b"newer run"), ("edges/0", None)])
+
+    third = await Checkpoints(store, "3").load(0)
+    assert third is not None
+    manifest, chunks = third
+    assert (manifest.offset, manifest.events_offset, manifest.incarnation) == (900, 3, "2")
+    assert chunks == {"meta": b"newer run", "edges/0": b"kept"}
+
+
+async def test_a_restart_leaves_no_chunks_behind() -> None:
+    store = MemoryStore()
+    for offset in range(6):
+        checkpoints = Checkpoints(store, "1")
+        await checkpoints.load(0)
+        await checkpoints.write(0, offset, 0, [("meta", b"%d" % offset)])
+    assert sorted(store.values) == ["manifest@4", "manifest@5", "meta@4", "meta@5"]
+
+
+async def test_an_interrupted_start_into_a_new_incarnation_publishes_nothing_twice() -> None:
+    log, store = log_of(), MemoryStore()
+    sink = MemorySink(store)
+    partition = partition_of(store, sink)
+    await partition.recover()
+    await partition.apply(range(len(log) // 2), log[: len(log) // 2])
+    await partition.checkpoint()
+    for _ in range(2):  # no checkpoint in between: the second start begins where the first one did
+        await partition_of(store, sink, "2").recover()
+    ids = [event.event_id for event in sink.events]
+    assert len(ids) == len(set(ids))
