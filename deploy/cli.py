@@ -41,7 +41,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="YAML settings; DRIFT_... variables win over it. Default: $DRIFT_CONFIG, else the built-in defaults.",
 )
 @click.option("--log-level", default="WARNING", help="DEBUG, INFO, WARNING or ERROR.")

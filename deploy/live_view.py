@@ -41,8 +41,8 @@ def line_of(event: DriftEvent) -> Text:
     return text
 
 
-async def follow_events(settings: Settings, show: Callable[[DriftEvent], None]) -> None:
-    """Call ``show`` for every event published from now on, until cancelled."""
+async def follow_events(settings: Settings, show: Callable[[DriftEvent], None], ready: asyncio.Event) -> None:
+    """Call ``show`` for every event published once ``ready`` is set, until cancelled."""
     topic = settings.topics.name("drift_events")
     consumer = make_consumer(settings.kafka)
     await consumer.start()
@@ -50,6 +50,9 @@ async def follow_events(settings: Settings, show: Callable[[DriftEvent], None]) 
         partitions = [TopicPartition(topic, number) for number in range(settings.topics.partitions)]
         consumer.assign(partitions)
         await consumer.seek_to_end(*partitions)
+        for partition in partitions:
+            await consumer.position(partition)  # the end is looked up lazily: what comes before that would be missed
+        ready.set()
         seen: set[str] = set()
         while True:
             for records in (await consumer.getmany(timeout_ms=500)).values():

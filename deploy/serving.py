@@ -1,5 +1,7 @@
 """Runs the API in a thread of this process: embedded, it must share the ClickHouse engine with the worker."""
 
+import asyncio
+import signal
 import socket
 import threading
 import time
@@ -11,6 +13,14 @@ from schemas.errors import ConfigurationError
 from schemas.settings import Settings
 
 _DEADLINE_S = 20.0
+
+
+def stop_once(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Ask for an orderly stop; the next signal ends the process at once, whatever the stop waits for."""
+    stop.set()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)  # Python's KeyboardInterrupt would wait for threads, maybe for ever
 
 
 def listen(host: str, port: int) -> socket.socket:

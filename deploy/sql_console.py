@@ -75,12 +75,16 @@ async def ask_running(folder: Path, sql: str, output_format: str) -> str:
     try:
         found = json.loads((folder / FILE).read_text())
         reader, writer = await asyncio.open_connection("127.0.0.1", found["port"], limit=64 * _LIMIT_BYTES)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"no drift run answers for {folder}: start one, or set clickhouse.dsn") from error
     try:
         request = {"token": found["token"], "sql": sql, "format": output_format}
         writer.write(json.dumps(request).encode() + b"\n")
         reply = json.loads(await reader.readline() or b'{"ok": false, "text": "no answer"}')
+    except (OSError, ValueError) as error:  # the instance went away, or the answer is longer than the limit
+        raise ConfigurationError(
+            "no whole answer came back: the instance stopped, or the result is over 64 MiB; add a LIMIT"
+        ) from error
     finally:
         writer.close()
     if not reply["ok"]:

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 WIRE_CHUNKS_BUFFERED = 4
 """Faust's stream buffer counts chunks here, not records: a few are enough and bound memory."""
 ROLL_UP_EVERY_S = 600
+LAST_CHECKPOINT_S = 30.0
+"""How long stopping waits for brokers; without the last checkpoint the next owner merely replays more."""
 
 
 class Worker:
@@ -84,12 +86,15 @@ class Worker:
 
     async def _roll_up(self, connect: Callable[[], Client]) -> None:
         """Keep the hourly tables current. Repeats and several workers at once are harmless: it rewrites whole hours."""
-        client = await asyncio.to_thread(connect)
         while True:
             await asyncio.sleep(ROLL_UP_EVERY_S)
             try:
-                await asyncio.to_thread(rollup, client, self.settings.clickhouse.database)
-            except ClickHouseError as error:
+                client = await asyncio.to_thread(connect)
+                try:
+                    await asyncio.to_thread(rollup, client, self.settings.clickhouse.database)
+                finally:
+                    await asyncio.to_thread(client.close)
+            except (ClickHouseError, ConfigurationError) as error:
                 logger.warning("roll-up failed (%s), next try in %d s", describe(error), ROLL_UP_EVERY_S)
 
     def _build(self, counts: dict[str, int]) -> faust.App:
@@ -208,9 +213,14 @@ class Worker:
         """Stop fetching, store the state, commit, and close all clients."""
         if self._rolling_up is not None:
             self._rolling_up.cancel()
-        if self.app is not None:
-            if not self.app.crashed and self.ingest is not None and self.graph is not None:
-                await self.ingest.close()
-                await self.graph.checkpoint_all()
-            await self.app.stop()
-        await self._producer.stop()
+        try:
+            if self.app is not None and not self.app.crashed and self.ingest and self.graph:
+                async with asyncio.timeout(LAST_CHECKPOINT_S):
+                    await self.ingest.close()
+                    await self.graph.checkpoint_all()
+        except TimeoutError:
+            logger.warning("stopped without a last checkpoint: no acknowledgement for %d s", LAST_CHECKPOINT_S)
+        finally:
+            if self.app is not None:
+                await self.app.stop()
+            await self._producer.stop()

@@ -25,3 +25,5 @@ def api(config: Path | None) -> None:
     listener = listen(settings.api.host, settings.api.port)
     server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="info"))
     server.run(sockets=[listener])
+    if not server.started:
+        raise ConfigurationError("the API did not start: the log above says why")

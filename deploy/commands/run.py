@@ -7,6 +7,7 @@ import signal
 import sys
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +20,11 @@ from rich.text import Text
 
 from deploy.embedded import Embedded
 from deploy.live_view import follow_events, line_of, progress_bar
+from deploy.serving import stop_once
 from models.explain.wording import name_of
 from models.graph.clock import END_OF_TIME_MS
 from schemas.drift import Activity, DriftEvent, Severity
+from schemas.errors import DriftError
 from schemas.settings import load_settings
 from streams.clickhouse import connect
 from streams.clock import SystemClock
@@ -85,7 +88,7 @@ async def _run(embedded: Embedded, console: Console, once: bool, with_sample: bo
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop_once, loop, stop)
     try:
         with console.status("starting broker, ClickHouse, worker and API ..."):
             await embedded.start()
@@ -122,39 +125,55 @@ async def _replay_and_report(embedded: Embedded, console: Console, speed: float)
         seen.events.append(event)
         console.print(line_of(event), soft_wrap=True)
 
-    following = asyncio.ensure_future(follow_events(embedded.settings, show))
+    before = _published(embedded)  # what the start itself raised, say windows that the last stop left open
+    ready = asyncio.Event()
+    following = asyncio.ensure_future(follow_events(embedded.settings, show, ready))
+    waiting = asyncio.ensure_future(ready.wait())
+    await asyncio.wait({waiting, following}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if following.done():
+        following.result()
+    generation = SystemClock().now_ms()
     lane = ReplayLane(
         name=SAMPLE_LANE,
         window_ms=SAMPLE_WINDOW_MS,
         lateness_ms=SAMPLE_LATENESS_MS,
         detection={"learning_windows": SAMPLE_LEARNING_WINDOWS},
+        generation=generation,
     )
     console.print("Replaying 20 minutes of a real web shop with five injected faults (deploy/sample/README.md).\n")
     with progress_bar(console, "replaying") as progress:
         flows = await push_file(
             embedded.settings, SAMPLE, "canonical", lane, clock=SystemClock(), speed=speed or None, progress=progress
         )
-    await _until(lambda: _all_closed(embedded))
-    await _until(lambda: _all_stored(embedded))
-    await _until(lambda: len(seen.events) >= _published(embedded))
+    await _until(lambda: _all_closed(embedded, generation), "its windows are not closed")
+    await _until(lambda: _all_stored(embedded), "ClickHouse has not got all of it")
+    await _until(lambda: len(seen.events) >= _published(embedded) - before, "its events cannot be read back")
     following.cancel()
     await _report(embedded, console, seen, flows)
 
 
-async def _until(condition: Any) -> None:
-    async with asyncio.timeout(_SETTLE_TIMEOUT_S):
-        while not condition():
-            await asyncio.sleep(0.1)
+async def _until(condition: Callable[[], bool], otherwise: str) -> None:
+    try:
+        async with asyncio.timeout(_SETTLE_TIMEOUT_S):
+            while not condition():
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise DriftError(
+            f"the sample was pushed, and {_SETTLE_TIMEOUT_S:.0f} s later {otherwise}; "
+            "run again with --log-level INFO to see why"
+        ) from None
 
 
-def _all_closed(embedded: Embedded) -> bool:
-    """Every partition of `tenant-log` has seen the end of the replay."""
+def _all_closed(embedded: Embedded, generation: int) -> bool:
+    """Every partition of `tenant-log` has seen the end of this replay; the lane may be there from an earlier one."""
     graph = embedded.worker.graph
     assert graph is not None
     done = [p for p in graph.partitions.values() if p.performed_offset == p.machine.offset]
     lanes = [p.machine.lanes.get(SAMPLE_LANE) for p in done]
     return len(lanes) == embedded.settings.topics.partitions and all(
-        lane is not None and (lane.clock.watermark_ms or 0) >= END_OF_TIME_MS for lane in lanes
+        lane is not None and lane.config.generation == generation and (lane.clock.watermark_ms or 0) >= END_OF_TIME_MS
+        for lane in lanes
     )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 from prometheus_client import start_http_server
 
+from deploy.serving import stop_once
+from schemas.errors import ConfigurationError
 from schemas.settings import Settings, load_settings
 from streams.app import Worker
 from streams.clickhouse import connect
@@ -30,10 +32,16 @@ async def _run(settings: Settings, sinks: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop_once, loop, stop)
     metrics = Metrics()
-    if settings.worker.metrics_port is not None:
-        start_http_server(settings.worker.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+    port = settings.worker.metrics_port
+    if port is not None:
+        try:
+            start_http_server(port, addr="127.0.0.1", registry=metrics.registry)
+        except OSError as error:
+            raise ConfigurationError(
+                f"port {port} cannot be used ({error.strerror}): choose another worker.metrics_port"
+            ) from error
     running = Worker(settings, partial(connect, settings.clickhouse) if sinks else None, metrics)
     try:
         await running.start()
