@@ -1,5 +1,6 @@
-"""The graph agent on Faust: one batched topic, one state machine per assigned partition."""
+"""The graph agent on Faust: one batched topic, one state machine and one task per assigned partition."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +15,17 @@ logger = logging.getLogger(__name__)
 
 
 class GraphAgent:
-    """Owns the partitions of `tenant-log` that are assigned to this worker."""
+    """Owns the partitions of `tenant-log` that are assigned to this worker.
+
+    Each partition has a task of its own: while one waits for acknowledgements, the others go on. Chunks that wait stay
+    in the transport's budget, which bounds the queues.
+    """
 
     def __init__(self, app: faust.App, topic: str, make_partition: Callable[[int], GraphPartition]) -> None:
         self.topic = topic
         self.partitions: dict[int, GraphPartition] = {}
+        self._queues: dict[int, asyncio.Queue[Chunk]] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
         self._app = app
         self._make_partition = make_partition
         self._source = batched_topic(app, topic)
@@ -30,7 +37,15 @@ class GraphAgent:
         assigned: set[TP] = arguments[0]
         mine = {tp.partition for tp in assigned if tp.topic == self.topic}
         for partition in [p for p in self.partitions if p not in mine]:
+            await self._stop_task(partition)
             del self.partitions[partition]
+
+    async def _stop_task(self, partition: int) -> None:
+        task = self._tasks.pop(partition, None)
+        self._queues.pop(partition, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def start_offset(self, tp: TP) -> int | None:
         """Restore a partition's state before its first chunk; return where to go on."""
@@ -38,32 +53,38 @@ class GraphAgent:
         if partition is None:
             partition = self.partitions[tp.partition] = self._make_partition(tp.partition)
         start = await partition.recover()
+        if tp.partition not in self._tasks:
+            queue = self._queues[tp.partition] = asyncio.Queue()
+            self._tasks[tp.partition] = asyncio.create_task(self._work(partition, queue))
         return EARLIEST if start is None else start
 
     async def _run(self, stream: Any) -> None:
         async for event in stream.events():
-            if self._app.crashed:
-                continue  # Faust restarts an agent that raised: it would go on, and commit, behind what failed
             chunk: Chunk = event.value
+            queue = self._queues.get(chunk.partition)
+            if queue is not None and not self._app.crashed:
+                chunk.keep()
+                queue.put_nowait(chunk)
+
+    async def _work(self, partition: GraphPartition, queue: asyncio.Queue[Chunk]) -> None:
+        while not self._app.crashed:
+            chunk = await queue.get()
             try:
-                await self._take(chunk)
+                offset = await partition.apply(chunk.offsets.tolist(), chunk.values)
+                if offset is not None:
+                    await commit(self._app, {TP(chunk.topic, chunk.partition): offset})
             except Exception as error:
-                # Faust would log, skip the chunk and go on: that is a hole in the state. Stop the worker instead.
+                # Going on behind what failed would be a hole in the state: stop the worker instead.
                 logger.error("%s[%d]: the graph agent stops: %s", chunk.topic, chunk.partition, error)
                 await self._app.crash(error)
-                raise
-
-    async def _take(self, chunk: Chunk) -> None:
-        partition = self.partitions.get(chunk.partition)
-        if partition is None:
-            return  # assigned elsewhere meanwhile
-        offset = await partition.apply(chunk.offsets.tolist(), chunk.values)
-        if offset is not None:
-            await commit(self._app, {TP(chunk.topic, chunk.partition): offset})
+                return
+            finally:
+                chunk.release()
 
     async def checkpoint_all(self) -> None:
-        """Store and commit every partition's state: called when the worker stops."""
+        """Take no more, then store and commit every partition's state: called when the worker stops."""
         for number, partition in list(self.partitions.items()):
+            await self._stop_task(number)
             offset = await partition.checkpoint()
             if offset is not None:
                 await commit(self._app, {TP(self.topic, number): offset})

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import statistics
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -294,9 +295,7 @@ def run(
         "memory_bytes_per_edge": round(median(closing, "memory_bytes_per_edge")),
         "restore_edges_per_s": round(restored["edges"] / restored["restore_s"]),
     }
-    if as_json:
-        print(json.dumps(result))
-    else:
+    if not as_json:
         print_table(result, rows, edges, int(restored["edges"]))
     return result
 
@@ -320,17 +319,19 @@ def print_table(result: dict[str, float], rows: int, edges: int, restored_edges:
         print(f"{what:52} {figure}")
 
 
-def main() -> None:
-    """Read the command line."""
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Read the command line and measure; prints a table unless ``--json`` is given."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=1_500_000)
     parser.add_argument("--edges", type=int, default=100_000)
     parser.add_argument("--restored-edges", type=int, default=RESTORED_EDGES)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    run(arguments.rows, arguments.edges, arguments.restored_edges, arguments.repeats, arguments.json)
+    arguments = parser.parse_args(argv)
+    return run(arguments.rows, arguments.edges, arguments.restored_edges, arguments.repeats, arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    measured = main()
+    if "--json" in sys.argv:
+        print(json.dumps(measured))
