@@ -228,6 +228,7 @@ class KafkaBroker:
 
     def _format(self, java: str, classpath: str, properties: Path) -> None:
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        cluster = cluster.replace("-", "A")  # a leading dash would be taken for an option
         command = [java, "-Xmx128m", "-XX:TieredStopAtLevel=1", "-cp", classpath, "kafka.tools.StorageTool", "format"]
         command += ["-t", cluster, "-c", str(properties)]
         for name, password in self._scram_users.items():
