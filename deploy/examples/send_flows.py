@@ -1,4 +1,7 @@
-"""Sends a few canonical flows to the topic `flows`, as a producer of yours would: python send_flows.py BOOTSTRAP [TENANT]."""
+"""Sends a few canonical flows to the topic `flows`, as a producer of yours would.
+
+Use: python send_flows.py BOOTSTRAP [TENANT]
+"""
 
 import asyncio
 import json

@@ -13,6 +13,7 @@ from models.graph.machine import Machine
 from models.graph.output import Output, RowDeadLetter
 from models.graph.snapshot import mark_clean, restore, take
 from schemas.drift import DriftEvent
+from schemas.errors import LossDetected
 from schemas.graph import ClosedWindow
 from schemas.tenant_log import decode_record
 from streams.clock import Clock
@@ -113,6 +114,11 @@ class GraphPartition:
             if offset <= self.machine.offset or value is None:
                 continue
             async with self._turn:  # a checkpoint in between would hold a state whose results are not out yet
+                if self.performed_offset != self.machine.offset:
+                    raise LossDetected(
+                        f"partition {self.partition}: what offset {self.machine.offset} brought about is not out; "
+                        "restart the worker, it goes on from the last checkpoint"
+                    )
                 output = self.machine.apply(offset, decode_record(value))
                 await self._perform(output)
                 self.performed_offset = offset

@@ -294,3 +294,19 @@ async def test_an_interrupted_start_into_a_new_incarnation_publishes_nothing_twi
         await partition_of(store, sink, "2").recover()
     ids = [event.event_id for event in sink.events]
     assert len(ids) == len(set(ids))
+
+
+async def test_nothing_goes_on_behind_a_record_whose_results_were_not_published() -> None:
+    """Its events would be missing for ever: the next checkpoint would stand behind them."""
+    log, store = log_of(), MemoryStore()
+    partition = partition_of(store, MemorySink(store))
+    await partition.recover()
+    store.bomb = Bomb(at=1)
+    with pytest.raises(Crash):
+        await partition.apply(range(len(log)), log)
+    stopped_at = partition.machine.offset
+    store.bomb = Bomb()
+    with pytest.raises(LossDetected, match="is not out"):
+        await partition.apply(range(len(log)), log)
+    assert await partition.checkpoint() is None
+    assert partition.machine.offset == stopped_at
