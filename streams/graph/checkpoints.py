@@ -188,6 +188,11 @@ class FileChunkStore:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # a rename outlives a power loss only with its folder
+        finally:
+            os.close(folder)
 
     async def remove(self, partition: int, keys: Iterable[str]) -> None:
         """Delete files."""

@@ -1,5 +1,6 @@
 """The sink agents on Faust: `drift-events` and `graph-windows` into ClickHouse, committed once they are in."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -8,10 +9,11 @@ import faust
 from clickhouse_connect.driver import Client
 from faust.types import TP
 
+from schemas.errors import ConfigurationError
 from streams.batching import Chunk, batched_topic, commit
 from streams.metrics import Metrics
 from streams.sinks.rows import RowsOf, drift_rows, graph_rows
-from streams.sinks.writer import Message, PartitionWriter, Poison
+from streams.sinks.writer import FIRST_BACKOFF_S, LONGEST_BACKOFF_S, Message, PartitionWriter, Poison
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +42,25 @@ class SinkAgent:
         self._writers: dict[int, PartitionWriter] = {}
         app.agent(batched_topic(app, topic), name=f"sink-{topic}", concurrency=1)(self._run)
 
-    def _writer(self, partition: int) -> PartitionWriter:
+    async def _connected(self) -> Client:
+        """Open the client; while ClickHouse is away, Kafka holds the data and detection goes on."""
+        backoff_s = FIRST_BACKOFF_S
+        while self._client is None:
+            try:
+                self._client = await asyncio.to_thread(self._connect)
+            except ConfigurationError as error:
+                self._metrics.sink_retries.labels(self._topic).inc()
+                logger.error("%s waits: %s; again in %.0f s", self._topic, error, backoff_s)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+        return self._client
+
+    async def _writer(self, partition: int) -> PartitionWriter:
         writer = self._writers.get(partition)
         if writer is None:
-            if self._client is None:
-                self._client = self._connect()
+            client = await self._connected()
             writer = self._writers[partition] = PartitionWriter(
-                self._client, self._database, self._topic, partition, self._rows_of, self._on_poison, self._metrics
+                client, self._database, self._topic, partition, self._rows_of, self._on_poison, self._metrics
             )
         return writer
 
@@ -61,7 +75,8 @@ class SinkAgent:
                 if value is not None
             ]
             try:
-                await self._writer(chunk.partition).write(messages)
+                writer = await self._writer(chunk.partition)
+                await writer.write(messages)
             except Exception as error:
                 logger.error("%s[%d]: the sink stops: %s", chunk.topic, chunk.partition, error)
                 await self._app.crash(error)
