@@ -39,7 +39,7 @@ SAMPLE_LEARNING_WINDOWS = 12
 FAULTS = SAMPLE.with_name("faults.json")
 SIEM_CONSUMER = Path(__file__).parent.parent / "examples" / "siem_consumer.py"
 INCIDENT_MS = 60_000
-INCIDENTS_SHOWN = 6
+INCIDENTS_SHOWN = 8
 _SETTLE_TIMEOUT_S = 120.0
 DRIFT = str(Path(sys.argv[0]))
 
