@@ -172,7 +172,7 @@ EDGES_PER_SHARD = 1_500
 
 
 def chunk_window(window: ClosedWindow) -> list[GraphChunk]:
-    """Cut a window into hash shards and the marker. Depends on the window's content alone.
+    """Cut a window into shards of neighbouring edges and the marker. Depends on the window's content alone.
 
     The number of shards follows from the number of edges, so that a shard stays well under ``MAX_CHUNK_BYTES``.
     """

@@ -35,7 +35,6 @@ class Metrics:
         self.open_windows = gauge("drift_open_windows", "Windows open.", ("partition",))
         self.watermark_age = gauge("drift_watermark_age_seconds", "Clock minus watermark.", ("lane", "partition"))
         self.events = counter("drift_events", "Drift events published.", ("kind", "activity"))
-        self.withheld = counter("drift_findings_withheld", "Findings withheld for incomplete data.", ("kind",))
         self.detection_delay = Histogram(
             "drift_detection_delay_seconds",
             "Record's event time to publication, early findings of live lanes.",

@@ -71,7 +71,8 @@ class Machine:
         if not record.loss:
             raise LossDetected(
                 f"records of {progress.source}[{progress.partition}] between positions {applied} and {progress.after} "
-                "never reached tenant-log; restart the worker with --accept-loss to go on without them"
+                "are not in tenant-log; to go on without them, create tenant-log anew and change topics.incarnation: "
+                "what was learned stays"
             )
         for lane in self.lanes.values():
             lane.lost = True

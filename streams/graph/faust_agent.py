@@ -8,6 +8,7 @@ from typing import Any
 import faust
 from faust.types import TP
 
+from schemas.errors import WireFormatError
 from streams.batching import EARLIEST, Chunk, batched_topic, commit
 from streams.graph.partition import GraphPartition
 
@@ -71,6 +72,11 @@ class GraphAgent:
             chunk = await queue.get()
             try:
                 offset = await partition.apply(chunk.offsets.tolist(), chunk.values)
+                if chunk.corrupt is not None:
+                    raise WireFormatError(
+                        f"offsets {chunk.corrupt.first_offset} to {chunk.corrupt.last_offset} cannot be read: "
+                        f"{chunk.corrupt.detail}"
+                    )
                 if offset is not None:
                     await commit(self._app, {TP(chunk.topic, chunk.partition): offset})
             except Exception as error:

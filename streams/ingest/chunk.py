@@ -14,19 +14,6 @@ LOG_APPEND_TIME = 1
 Headers = Sequence[tuple[str, bytes | None]]
 
 
-class CorruptRange(Protocol):
-    """A record batch that could not be read; its offsets are passed over."""
-
-    @property
-    def first_offset(self) -> int: ...
-    @property
-    def last_offset(self) -> int: ...
-    @property
-    def detail(self) -> str: ...
-    @property
-    def raw(self) -> bytes: ...
-
-
 class SourceChunk(Protocol):
     """Row ``i`` of every column is the same message. `streams.batching.Chunk` is one; attributes as there."""
 

@@ -289,10 +289,6 @@ class ReplayReader:
         rule = "field" if header.tenant is None else f"fixed:{header.tenant}"
         return ReadRules(reading, TenantRule(rule, self._topic), self._router, self._max_message_bytes, lane.skew_ms)
 
-    def forget_declarations(self) -> None:
-        """Look declared lanes up again: their members have changed."""
-        self._headings = {}
-
 
 class ControlReader:
     """Reads `drift-controls`: each record goes to its tenant's partition; the coordinates go to all."""

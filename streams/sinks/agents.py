@@ -10,7 +10,7 @@ from clickhouse_connect.driver import Client
 from faust.types import TP
 
 from schemas.errors import ConfigurationError
-from streams.batching import Chunk, batched_topic, commit
+from streams.batching import Chunk, CorruptBatch, batched_topic, commit
 from streams.metrics import Metrics
 from streams.sinks.rows import RowsOf, drift_rows, graph_rows
 from streams.sinks.writer import FIRST_BACKOFF_S, LONGEST_BACKOFF_S, Message, PartitionWriter, Poison
@@ -77,11 +77,19 @@ class SinkAgent:
             try:
                 writer = await self._writer(chunk.partition)
                 await writer.write(messages)
+                if chunk.corrupt is not None:
+                    await self._on_poison(_poison_of(chunk, chunk.corrupt))
             except Exception as error:
                 logger.error("%s[%d]: the sink stops: %s", chunk.topic, chunk.partition, error)
                 await self._app.crash(error)
                 raise
             await commit(self._app, {TP(chunk.topic, chunk.partition): chunk.next_offset}, generation=chunk.generation)
+
+
+def _poison_of(chunk: Chunk, corrupt: CorruptBatch) -> Poison:
+    """A batch of our own topic that cannot be read: nothing of it can be stored, so it is kept and said."""
+    detail = f"offsets {corrupt.first_offset} to {corrupt.last_offset}: {corrupt.detail}"
+    return Poison(chunk.topic, chunk.partition, corrupt.first_offset, corrupt.raw, detail)
 
 
 def register_sinks(
