@@ -52,7 +52,7 @@ def test_coordinates_of_partitions_are_apart() -> None:
 def test_a_batch_above_the_applied_coordinate_is_a_loss() -> None:
     feed = Feed()
     feed.send(in_window(0, count=5))
-    with pytest.raises(LossDetected, match="change topics.incarnation"):
+    with pytest.raises(LossDetected, match=r"change topics\.incarnation"):
         feed.machine.apply(1, record_of(feed.lane, 0, 6, in_window(0)))
     assert feed.machine.offset == 0
 
