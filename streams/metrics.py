@@ -1,6 +1,10 @@
-"""Every metric: name, labels, help. Built on a registry that the entry point owns, so nothing happens at import."""
+"""What a worker counts: name, labels, help. Built on a registry that the entry point owns: nothing happens at import.
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+States (lag, ages, sizes) are not kept here: `streams.observe` reads them from the live objects whenever somebody asks.
+A help text says what is counted, then what to do when it rises; docs/operations.md lists all of them.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 
 class Metrics:
@@ -12,37 +16,62 @@ class Metrics:
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(name, text, labels, registry=self.registry)
 
-        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-            return Gauge(name, text, labels, registry=self.registry)
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, text, buckets=buckets, registry=self.registry)
 
         # ingest
-        self.flows_in = counter("drift_ingest_flows", "Flows written to tenant-log.", ("topic",))
+        self.flows_in = counter("drift_ingest_flows", "Flows written to tenant-log. Rises with load.", ("topic",))
         self.dead_letters = counter(
             "drift_dead_letters",
-            "Records kept as dead letters. A rising share means a producer changed.",
+            "Records kept as dead letters. Read the reasons with `drift dead-letters`: a producer has changed.",
             ("topic", "reason"),
         )
-        self.source_lag = gauge(
-            "drift_source_lag", "Messages behind the end, by source partition.", ("topic", "partition")
+        self.produce_retries = counter(
+            "drift_produce_retries",
+            "Produce requests that were repeated; nothing is lost. Check the brokers and the network to them.",
+            ("topic",),
         )
-        self.source_paused = gauge(
-            "drift_source_paused", "1 while a source partition is paused.", ("topic", "partition")
-        )
-        self.produce_retries = counter("drift_produce_retries", "Repeated produce requests.", ("topic",))
         # graph
-        self.rows_folded = counter("drift_rows_folded", "Rows folded into windows.", ("outcome",))
-        self.windows_closed = counter("drift_windows_closed", "Windows closed.", ("incomplete",))
-        self.open_windows = gauge("drift_open_windows", "Windows open.", ("partition",))
-        self.watermark_age = gauge("drift_watermark_age_seconds", "Clock minus watermark.", ("lane", "partition"))
-        self.events = counter("drift_events", "Drift events published.", ("kind", "activity"))
-        self.detection_delay = Histogram(
-            "drift_detection_delay_seconds",
-            "Record's event time to publication, early findings of live lanes.",
-            buckets=(0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300),
-            registry=self.registry,
+        self.rows_folded = counter(
+            "drift_rows_folded",
+            "Rows that came to the graph side, by outcome. Late rows: raise the lane's lateness_ms, or mend the "
+            "producer that delays. Skewed rows: mend a producer's clock.",
+            ("outcome",),
         )
-        self.checkpoint_seconds = gauge("drift_checkpoint_seconds", "Duration of the last checkpoint.", ("partition",))
-        self.checkpoint_bytes = gauge("drift_checkpoint_bytes", "Bytes of live state.", ("partition",))
+        self.findings_withheld = counter(
+            "drift_findings_withheld",
+            "Removed edges and drops of rates kept back because a window was incomplete. Find out why windows are: "
+            "a silent or paused source partition, or records lost.",
+        )
+        self.windows_closed = counter(
+            "drift_windows_closed",
+            "Windows closed. Incomplete ones: a source partition was silent for max_wait_ms, was paused, or lost "
+            "records.",
+            ("incomplete",),
+        )
+        self.events = counter("drift_events", "Drift events published. Rises with drift.", ("kind", "activity"))
+        self.detection_delay = histogram(
+            "drift_detection_delay_seconds",
+            "From a record's event time to the publication of an early finding. If it rises, look at source lag and "
+            "graph lag first: add workers.",
+            (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300),
+        )
+        self.recovery = histogram(
+            "drift_recovery_seconds",
+            "Reading the saved state of one partition back, after a start or a rebalance. Its count is that of "
+            "recoveries: if it rises without deployments, workers die or leave the group. If it takes longer, "
+            "compact the state topic.",
+            (0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300),
+        )
+        self.rebalances = counter(
+            "drift_rebalances",
+            "Assignments of partitions to this worker. If it rises without deployments: workers die, or a worker is "
+            "too busy to answer within kafka.session_timeout_ms.",
+        )
         # sinks
-        self.rows_inserted = counter("drift_clickhouse_rows", "Rows inserted.", ("table",))
-        self.sink_retries = counter("drift_sink_retries", "Repeated inserts.", ("table",))
+        self.rows_inserted = counter("drift_clickhouse_rows", "Rows inserted. Rises with load.", ("table",))
+        self.sink_retries = counter(
+            "drift_sink_retries",
+            "Inserts that were repeated; Kafka holds the data meanwhile. Check that ClickHouse is up and has space.",
+            ("table",),
+        )

@@ -79,12 +79,7 @@ def _masks(config: DetectionConfig, signals: EdgeSignals, may_drop: bool) -> dic
             ripe[:, CALLS] & high[:, CALLS] & enough & (calls >= config.min_effect_ratio * usual_calls)
         )
         if may_drop:
-            masks[DriftKind.RATE_DROP, CALLS] = (
-                ripe[:, CALLS]
-                & (signals.scores[:, CALLS] <= -config.z_threshold)
-                & (usual_calls >= config.min_calls)
-                & (calls * config.min_effect_ratio <= usual_calls)
-            )
+            masks[DriftKind.RATE_DROP, CALLS] = drops(config, signals)
         volume, usual_volume = _effects(signals, BYTES)
         masks[DriftKind.BYTES_SURGE, BYTES] = (
             ripe[:, BYTES] & high[:, BYTES] & (volume >= MIN_BYTES) & (volume >= config.min_effect_ratio * usual_volume)
@@ -104,6 +99,19 @@ def _masks(config: DetectionConfig, signals: EdgeSignals, may_drop: bool) -> dic
                 & (latency - usual >= config.min_latency_shift_us)
             )
     return masks
+
+
+def drops(config: DetectionConfig, signals: EdgeSignals) -> Mask:
+    """Say which edges carry far fewer calls than usual. Shape ``(E,)``."""
+    calls, usual_calls = _effects(signals, CALLS)
+    with np.errstate(invalid="ignore"):
+        mask: Mask = (
+            (signals.history[:, CALLS] >= config.min_history)
+            & (signals.scores[:, CALLS] <= -config.z_threshold)
+            & (usual_calls >= config.min_calls)
+            & (calls * config.min_effect_ratio <= usual_calls)
+        )
+    return mask
 
 
 def evidence_of(signals: EdgeSignals, row: int, signal: int) -> Evidence:

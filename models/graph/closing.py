@@ -16,7 +16,7 @@ from models.graph.clock import END_OF_TIME_MS
 from models.graph.cutting import columns_of, cut_tenant
 from models.graph.judging import judge_signals, judge_structure
 from models.graph.lane import LaneState
-from models.graph.output import Output
+from models.graph.output import WITHHELD, Output
 from models.graph.registry import CALLS, NEVER
 from models.graph.window import WindowTable
 from schemas.drift import DriftKind, EdgeRef
@@ -48,6 +48,8 @@ def advance(lane: LaneState) -> Output:
         return output
     if lane.closed_index is None:
         lane.judged_index = min([closed_to, *lane.windows]) - 1
+    # A loss has raised the floor already, up to where the lane stood: what it kept back counts from there.
+    floor = min(lane.quiet_floor, (lane.closed_index or 0) - 1) if lane.lost else lane.quiet_floor
     incomplete = set(reasons) | ({"loss"} if lane.lost else set())
     if incomplete:
         for index in [index for index in lane.windows if index < closed_to]:
@@ -59,7 +61,17 @@ def advance(lane: LaneState) -> Output:
     while (due := _next_index(lane, closed_to, deadline_to)) is not None:
         _judge_index(lane, due, output, is_over=due >= deadline_to)
     lane.judged_index = max(lane.judged_index, deadline_to - 1)
+    if lane.quiet_floor > floor and (withheld := _withheld_silences(lane, floor, deadline_to)):
+        output.counts[WITHHELD] += withheld
     return output
+
+
+def _withheld_silences(lane: LaneState, floor: int, deadline_to: int) -> int:
+    """Count silences that would have been told by now, had incomplete windows not raised the floor from ``floor``."""
+    if not len(lane.registry):
+        return 0
+    told = zip(_due(lane, floor), _due(lane, lane.quiet_floor), strict=True)
+    return sum(int(np.count_nonzero((before < deadline_to) & (now >= deadline_to))) for before, now in told)
 
 
 def close_all(lane: LaneState, reason: str) -> Output:
@@ -80,10 +92,17 @@ def close_all(lane: LaneState, reason: str) -> Output:
 
 def _deadlines(lane: LaneState) -> tuple[IntColumn, IntColumn]:
     """Return per edge the index at whose end its sudden silence and its removal are reported."""
+    drop, removal = _due(lane, lane.quiet_floor)
+    floor = lane.judged_index + 1
+    return np.maximum(drop, floor), np.maximum(removal, floor)
+
+
+def _due(lane: LaneState, quiet_floor: int) -> tuple[IntColumn, IntColumn]:
+    """Return the same as if nothing had been judged yet, and silence counted from ``quiet_floor`` on."""
     registry = lane.registry
     size = len(registry)
     edge = {name: column[:size] for name, column in registry.edge.array.items()}
-    last = np.maximum(edge["last_index"], lane.quiet_floor)
+    last = np.maximum(edge["last_index"], quiet_floor)
     learned = np.array([lane.has_learned(number) for number in range(len(registry.tenants))] or [False])
     tenant = edge["tenant"]
     enough = edge["windows_seen"] >= lane.thresholds("min_history", tenant)
@@ -92,8 +111,7 @@ def _deadlines(lane: LaneState) -> tuple[IntColumn, IntColumn]:
     removal = np.where(ripe, last + wait, _NO_DEADLINE)
     busy = np.expm1(edge["mean"][:, CALLS]) >= lane.thresholds("min_calls", tenant)
     drop = np.where(ripe & busy & (edge["gap_max"] == 1) & ~edge["dropped"], last + 1, _NO_DEADLINE)
-    floor = lane.judged_index + 1
-    return np.maximum(drop, floor), np.maximum(removal, floor)
+    return drop, removal
 
 
 def _removal_wait(lane: LaneState, tenants: IntColumn, gap_max: IntColumn) -> IntColumn:
@@ -197,7 +215,9 @@ def _close_window(
     tenant_of = edge["tenant"][present]
     learned = np.array([lane.has_learned(number) for number in range(len(registry.tenants))] or [False])
     whole = not table.incomplete
-    judge_signals(lane, table.index, columns, learned[tenant_of], whole, may_drop, detections)
+    withheld = judge_signals(lane, table.index, columns, learned[tenant_of], whole, may_drop, detections)
+    if withheld:
+        output.counts[WITHHELD] += withheld
     judge_structure(lane, table.index, present, columns.chosen, learned, detections)
     # Sorted by identity, a tenant's edges are neighbours: cutting them out costs no more with many tenants.
     bounds = [0, *(np.flatnonzero(np.diff(tenant_of)) + 1).tolist(), len(present)]

@@ -29,8 +29,13 @@ def judge_signals(
     whole: bool,
     may_drop: bool,
     detections: dict[int, list[Detection]],
-) -> None:
-    """Compare each edge with its baseline, then move the baseline on (complete windows alone teach)."""
+) -> int:
+    """Compare each edge with its baseline, then move the baseline on (complete windows alone teach).
+
+    Returns:
+        How many drops of an edge's rate were kept back because the window is incomplete.
+    """
+    withheld = 0
     edge = lane.registry.edge.array
     present, chosen, p50, p95 = columns.present, columns.chosen, columns.p50, columns.p95
 
@@ -62,6 +67,8 @@ def judge_signals(
     for config, rows in _by_config(lane, edge["tenant"][present]):
         part = signals if rows is None else signals.take(rows)
         may_judge = eligible if rows is None else eligible[rows]
+        if not whole:
+            withheld += int(np.count_nonzero(statistical.drops(config, part) & may_judge))
         found = statistical.judge(
             config,
             part,
@@ -79,6 +86,7 @@ def judge_signals(
         edge["mean"][present], edge["spread"][present], edge["history"][present] = baseline.learn(
             values, mean, spread, history
         )
+    return withheld
 
 
 def judge_structure(

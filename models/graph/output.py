@@ -7,6 +7,9 @@ from schemas.dead_letter import Reason
 from schemas.drift import DriftEvent
 from schemas.graph import ClosedWindow
 
+WITHHELD = "withheld"
+"""Count of findings, not rows: removed edges and drops of rates that an incomplete window kept back."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowDeadLetter:
@@ -21,7 +24,7 @@ class RowDeadLetter:
 
 @dataclass(slots=True)
 class Output:
-    """Events and closed windows in order, rows refused, and counts by outcome."""
+    """Events and closed windows in order, rows refused, and counts: rows by outcome, findings ``WITHHELD``."""
 
     events: list[DriftEvent] = field(default_factory=list)
     windows: list[ClosedWindow] = field(default_factory=list)

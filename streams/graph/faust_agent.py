@@ -88,9 +88,17 @@ class GraphAgent:
                 chunk.release()
 
     async def checkpoint_all(self) -> None:
-        """Take no more, then store and commit every partition's state: called when the worker stops."""
-        for number, partition in list(self.partitions.items()):
+        """Take no more, then store and commit every partition's state: called when the worker stops.
+
+        The record under way is finished first: a state whose results are not out could not be stored.
+        """
+        await asyncio.gather(*(self._finish(number, partition) for number, partition in list(self.partitions.items())))
+
+    async def _finish(self, number: int, partition: GraphPartition) -> None:
+        if not partition.is_recovered:
+            return  # nothing was applied since the checkpoint it would have come from
+        async with partition.turn:
             await self._stop_task(number)
-            offset = await partition.checkpoint()
-            if offset is not None:
-                await commit(self._app, {TP(self.topic, number): offset})
+        offset = await partition.checkpoint()
+        if offset is not None:
+            await commit(self._app, {TP(self.topic, number): offset})

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from models.graph.machine import Machine
-from models.graph.output import Output, RowDeadLetter
+from models.graph.output import WITHHELD, Output, RowDeadLetter
 from models.graph.snapshot import mark_clean, restore, take
 from schemas.drift import DriftEvent
 from schemas.errors import LossDetected
@@ -48,6 +48,8 @@ class GraphPartition:
 
     Attributes:
         performed_offset: everything up to this offset was applied, and what it brought about is acknowledged.
+        state_bytes, checkpoint_ms: size of the live state as stored, and how long this owner's last checkpoint took;
+            ``None`` before there is one.
     """
 
     def __init__(
@@ -75,6 +77,22 @@ class GraphPartition:
         self._recovered = False
         self._turn = asyncio.Lock()
         self.performed_offset = -1
+        self.state_bytes: int | None = None
+        self.checkpoint_ms: int | None = None
+
+    @property
+    def is_recovered(self) -> bool:
+        """Say whether the state is restored, so that records can be applied."""
+        return self._recovered
+
+    @property
+    def turn(self) -> asyncio.Lock:
+        """Held while a record is applied and its results published, or the state stored: hold it to come in between."""
+        return self._turn
+
+    def checkpoint_age_ms(self, now_ms: int) -> int:
+        """Return for how long applied records have been waiting for a checkpoint; 0 if none wait."""
+        return max(0, now_ms - self._checkpointed_ms) if self.machine.offset > self._checkpointed_offset else 0
 
     async def recover(self) -> int | None:
         """Restore the last checkpoint; return the offset to go on from, ``None`` if there is none yet.
@@ -89,6 +107,7 @@ class GraphPartition:
         if loaded is not None:
             manifest, chunks = loaded
             self.machine = restore(chunks)
+            self.state_bytes = sum(ref.size_bytes for ref in manifest.chunks.values())
             if manifest.incarnation == self._incarnation:
                 self._events_offset = manifest.events_offset
         # Read back first: what an interrupted start into a new incarnation has published is not published again.
@@ -148,7 +167,10 @@ class GraphPartition:
         if output.dead:
             await self._sink.publish_dead(output.dead)
         for outcome, count in output.counts.items():
-            self._metrics.rows_folded.labels(outcome).inc(count)
+            if outcome == WITHHELD:
+                self._metrics.findings_withheld.inc(count)
+            else:
+                self._metrics.rows_folded.labels(outcome).inc(count)
 
     async def checkpoint(self) -> int | None:
         """Store the state; return the group offset that may be committed now, ``None`` if nothing was applied since.
@@ -167,12 +189,5 @@ class GraphPartition:
         size = await self._checkpoints.write(self.partition, self.machine.offset, self._events_offset, chunks)
         mark_clean(self.machine)
         self._checkpointed_offset = self.machine.offset
-        label = str(self.partition)
-        self._metrics.checkpoint_seconds.labels(label).set((self._clock.now_ms() - started_ms) / 1000)
-        self._metrics.checkpoint_bytes.labels(label).set(size)
-        self._metrics.open_windows.labels(label).set(sum(len(lane.windows) for lane in self.machine.lanes.values()))
-        for name, lane in self.machine.lanes.items():
-            if lane.clock.watermark_ms is not None:
-                age_s = (started_ms - lane.clock.watermark_ms) / 1000
-                self._metrics.watermark_age.labels(name, label).set(age_s)
+        self.state_bytes, self.checkpoint_ms = size, max(0, self._clock.now_ms() - started_ms)
         return self.machine.offset + 1

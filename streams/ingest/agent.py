@@ -97,7 +97,7 @@ class IngestWorker:
         self._sleep = sleep
         self._sources: dict[SourcePartition, OwnedPartition] = {}
         self._paused: set[SourcePartition] = set()
-        self._is_held = False
+        self._is_held = self._is_finishing = False
         self._committed_at_ms = self._stated_at_ms = 0
         self._commit_lock = asyncio.Lock()
         self._statements: dict[tuple[str, int, int], asyncio.Task[None]] = {}
@@ -151,12 +151,39 @@ class IngestWorker:
         """Return the source partitions taken over."""
         return list(self._sources)
 
+    def lags(self, ends: Mapping[SourcePartition, int] | None = None) -> dict[SourcePartition, int]:
+        """Return how many messages of each source partition are not yet acknowledged. Any thread.
+
+        Args:
+            ends: ends of logs asked for lately: while fetching is held, the last fetch tells too little.
+        """
+        status = self._status.status()
+        found = {}
+        for key, source in list(self._sources.items()):
+            known = [source.highwater, source.next_offset, (ends or {}).get(key, -1)]
+            fetch = status.get(key)
+            if fetch is not None and fetch.highwater is not None:
+                known.append(fetch.highwater)
+            found[key] = max(known) - source.next_offset
+        return found
+
+    def idle_reasons(self) -> dict[SourcePartition, str]:
+        """Return source partitions of which nothing is read, and why: ``stopped`` or ``flood``. Any thread."""
+        stopped = {key: "stopped" for key, source in list(self._sources.items()) if source.is_stopped}
+        return dict.fromkeys(self._paused.copy(), "flood") | stopped
+
     async def revoke(self, partitions: Iterable[SourcePartition]) -> None:
         """Forget source partitions. What is under way is abandoned: the next owner repeats it, which is harmless."""
         gone = [self._sources.pop(key) for key in partitions if key in self._sources]
         for source in gone:
             self._release(source)
             await _cancel(source.task)
+
+    async def finish(self) -> None:
+        """Take no more chunks; return once none is under way."""
+        self._is_finishing = True
+        while any(source.is_busy and not source.is_stopped for source in self._sources.values()):
+            await self._sleep(LOOK_AGAIN_S)
 
     async def close(self) -> None:
         """Commit what is acknowledged and stop."""
@@ -251,7 +278,6 @@ class IngestWorker:
         source.is_stopped, source.is_held, source.is_busy = True, True, False
         source.queue.clear()
         self._pauses.pause([source.key])
-        self._metrics.source_paused.labels(source.topic, str(source.partition)).set(1)
         expected = isinstance(error, LossDetected)
         log.error(
             "ingest of %s[%d] stopped at offset %d: %s",
@@ -311,8 +337,6 @@ class IngestWorker:
         self._set_paused(set(partitions), False)
 
     def _set_paused(self, partitions: set[SourcePartition], paused: bool) -> None:
-        for key in partitions:
-            self._metrics.source_paused.labels(key[0], str(key[1])).set(int(paused))
         if paused:
             self._paused |= partitions
             self._pauses.pause(partitions)
@@ -322,7 +346,9 @@ class IngestWorker:
 
     def _must_wait(self, source: OwnedPartition) -> bool:
         without_start = source.reader.commits and source.committed is None  # a later owner might start elsewhere
-        return self._is_held or without_start or source.key in self._paused or self._runs_ahead(source)
+        if self._is_held or self._is_finishing:
+            return True
+        return without_start or source.key in self._paused or self._runs_ahead(source)
 
     def _runs_ahead(self, source: OwnedPartition) -> bool:
         """Say whether a source partition is so far ahead of others with backlog that open windows would pile up.
@@ -348,11 +374,6 @@ class IngestWorker:
         """Commit and state what is due."""
         now_ms = self._clock.now_ms()
         status = self._status.status()
-        for key, fetch in status.items():
-            source = self._sources.get(key)
-            if source is not None and fetch.highwater is not None:
-                lag = max(0, fetch.highwater - source.next_offset)
-                self._metrics.source_lag.labels(source.topic, str(source.partition)).set(lag)
         if now_ms - self._stated_at_ms >= self._options.statement_every_ms:
             self._stated_at_ms = now_ms
             self._state(status, now_ms)

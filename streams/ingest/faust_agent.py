@@ -202,8 +202,26 @@ class IngestAgents:
                 log.exception("commits and statements are late")  # tried again with the next tick
             await asyncio.sleep(TICK_S)
 
+    def take_counts(self, counts: Mapping[str, int]) -> bool:
+        """Declare lanes with the partition counts that source topics have now; say whether any has changed."""
+        flows = [flow for flow in self._settings.flows if flow.topic != self._settings.topics.name("replay")]
+        lanes = {
+            lane.name: declare_lane(lane, flows, counts, self._settings.topics.incarnation)
+            for lane in self._settings.lanes
+        }
+        if lanes == self._lanes:
+            return False
+        self._lanes.update(lanes)
+        for flow in flows:
+            reader = self._readers[flow.topic]
+            assert isinstance(reader, FlowReader)
+            reader.lane = self._lanes[flow.lane]
+        self.worker.redeclare()
+        return True
+
     async def close(self) -> None:
-        """Commit what is acknowledged and stop; before the app stops."""
+        """Finish what is under way, commit what is acknowledged and stop; before the app stops."""
+        await self.worker.finish()
         await self.worker.close()
 
 

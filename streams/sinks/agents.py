@@ -19,7 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 class SinkAgent:
-    """Writes one topic; a writer per partition keeps order, all share a client."""
+    """Writes one topic; a writer per partition keeps order, all share a client.
+
+    Attributes:
+        topic: what it reads.
+        stored: by partition, the offset up to which messages are in ClickHouse and committed, by this worker.
+        is_busy: a chunk is being written.
+    """
 
     def __init__(
         self,
@@ -40,7 +46,15 @@ class SinkAgent:
         self._on_poison = on_poison
         self._metrics = metrics
         self._writers: dict[int, PartitionWriter] = {}
+        self._is_finishing = False
+        self.topic = topic
+        self.stored: dict[int, int] = {}
+        self.is_busy = False
         app.agent(batched_topic(app, topic), name=f"sink-{topic}", concurrency=1)(self._run)
+
+    def finish(self) -> None:
+        """Begin no further chunk: the worker stops."""
+        self._is_finishing = True
 
     async def _connected(self) -> Client:
         """Open the client; while ClickHouse is away, Kafka holds the data and detection goes on."""
@@ -66,24 +80,32 @@ class SinkAgent:
 
     async def _run(self, stream: Any) -> None:
         async for event in stream.events():
-            if self._app.crashed:
+            if self._app.crashed or self._is_finishing:
                 continue  # Faust restarts an agent that raised: it would go on, and commit, behind what failed
             chunk: Chunk = event.value
-            messages = [
-                Message(offset, value)
-                for offset, value in zip(chunk.offsets.tolist(), chunk.values, strict=True)
-                if value is not None
-            ]
+            self.is_busy = True
             try:
-                writer = await self._writer(chunk.partition)
-                await writer.write(messages)
-                if chunk.corrupt is not None:
-                    await self._on_poison(_poison_of(chunk, chunk.corrupt))
+                await self._store(chunk)
             except Exception as error:
                 logger.error("%s[%d]: the sink stops: %s", chunk.topic, chunk.partition, error)
                 await self._app.crash(error)
                 raise
-            await commit(self._app, {TP(chunk.topic, chunk.partition): chunk.next_offset}, generation=chunk.generation)
+            finally:
+                self.is_busy = False
+
+    async def _store(self, chunk: Chunk) -> None:
+        messages = [
+            Message(offset, value)
+            for offset, value in zip(chunk.offsets.tolist(), chunk.values, strict=True)
+            if value is not None
+        ]
+        writer = await self._writer(chunk.partition)
+        await writer.write(messages)
+        if chunk.corrupt is not None:
+            await self._on_poison(_poison_of(chunk, chunk.corrupt))
+        at = {TP(chunk.topic, chunk.partition): chunk.next_offset}
+        if await commit(self._app, at, generation=chunk.generation):
+            self.stored[chunk.partition] = chunk.next_offset
 
 
 def _poison_of(chunk: Chunk, corrupt: CorruptBatch) -> Poison:
@@ -101,7 +123,9 @@ def register_sinks(
     *,
     drift_events: str,
     graph_windows: str,
-) -> None:
+) -> list[SinkAgent]:
     """Register both sink agents on ``app``."""
-    SinkAgent(app, drift_events, drift_rows, connect, database, on_poison, metrics)
-    SinkAgent(app, graph_windows, graph_rows, connect, database, on_poison, metrics)
+    return [
+        SinkAgent(app, drift_events, drift_rows, connect, database, on_poison, metrics),
+        SinkAgent(app, graph_windows, graph_rows, connect, database, on_poison, metrics),
+    ]

@@ -533,5 +533,8 @@ async def test_metrics_count_flows_and_dead_letters() -> None:
     assert value("drift_ingest_flows_total", {"topic": "flows"}) == 2
     assert value("drift_dead_letters_total", {"topic": "flows", "reason": "malformed"}) == 1
     assert value("drift_dead_letters_total", {"topic": "flows", "reason": "empty"}) == 1
-    assert value("drift_source_lag", {"topic": "flows", "partition": "0"}) == 6
+    assert worker.lags() == {("flows", 0): 6}
+    assert worker.lags({("flows", 0): 14}) == {("flows", 0): 10}, "the log has grown since the last fetch"
+    await worker.revoke([("flows", 0)])
+    assert worker.lags() == {}
     await worker.close()
