@@ -139,7 +139,15 @@ class ApiSettings(_Frozen):
 
 
 class WorkerSettings(_Frozen):
-    """One stream worker."""
+    """One stream worker.
+
+    Attributes:
+        metrics_port: where /metrics, /livez and /readyz are; ``None``: nowhere, 0: a free one. metrics_host: loopback
+            unless told otherwise: there is no log-in.
+        grace_ms: how long SIGTERM lets the worker finish; after it the process ends whatever it waits for.
+        hold_above_ms: ingest pauses while the graph side is this far behind; ``None``: half of `tenant-log`'s retention.
+        lag_every_ms: how often lag is measured. metadata_every_ms: how often topics are looked at: have they grown?
+    """
 
     group: str = "secureguard-drift"
     checkpoint_every_ms: int = Field(default=15_000, ge=100)
@@ -148,6 +156,11 @@ class WorkerSettings(_Frozen):
     max_fetch_bytes: int = Field(default=4 << 20, ge=1 << 14)
     state_directory: Path | None = None
     metrics_port: int | None = Field(default=None, ge=0, le=65_535)
+    metrics_host: str = "127.0.0.1"
+    grace_ms: int = Field(default=30_000, ge=1_000)
+    hold_above_ms: int | None = Field(default=None, ge=100)
+    lag_every_ms: int = Field(default=5_000, ge=100)
+    metadata_every_ms: int = Field(default=60_000, ge=500)
     accept_loss: bool = False
 
 
