@@ -3,7 +3,6 @@
 import functools
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -18,6 +17,7 @@ from schemas.ids import MAX_RECORDS_PER_MESSAGE
 from schemas.tenant_log import IntColumn
 from streams.result import WHOLE_MESSAGE, Refusal, Rejected, short
 from streams.sources.canonical_json import ARROW_STREAM
+from streams.sources.coded import Coded, arrow_of, code_tenants, group_coded, names_of, values_of
 from streams.sources.format import MEASURES, Decoded, Grouping, Tenants
 
 Mask = npt.NDArray[np.bool_]
@@ -33,36 +33,7 @@ _REPORTERS = {"client": SIDE_CLIENT, "server": SIDE_SERVER}
 _COLUMNS = (*_NAMES, *_WORDS, "time_ms", "port", *MEASURES)
 
 
-@dataclass(frozen=True, slots=True)
-class Coded:
-    """A dictionary-encoded string column. ``codes``: ``(n,)`` int64 into ``values``, an object array; -1 is null."""
-
-    codes: IntColumn
-    values: npt.NDArray[np.object_]
-
-
-_NOBODY = np.empty(0, dtype=object)
-
-
-def _values(array: Any) -> npt.NDArray[Any]:
-    """Return an Arrow array of numbers without nulls as a view.
-
-    Not ``array.to_numpy()``: it imports pandas wherever that is installed, half a second and 70 MB for nothing.
-    """
-    if not len(array):
-        return np.empty(0, dtype=np.int64)
-    values = np.frombuffer(array.buffers()[1], dtype=array.type.to_pandas_dtype())
-    return values[array.offset : array.offset + len(array)]
-
-
-def _arrow(values: IntColumn) -> Any:
-    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
-
-
-def _in_order(key: IntColumn) -> tuple[IntColumn, int]:
-    """Return keys as dense codes in order of first appearance, and how many there are."""
-    encoded = pc.dictionary_encode(_arrow(key))  # hashing: several times as fast as numpy.unique, which sorts
-    return _values(encoded.indices).astype(np.int64), len(encoded.dictionary)
+_NOBODY = names_of(())
 
 
 def _table_field(buffer: Any, table: int, field: int) -> int:
@@ -217,7 +188,7 @@ class ArrowRows:
         lengths = pc.utf8_length(column)
         shortest, longest = pc.min_max(lengths).values()
         if shortest.as_py() == 0 or (longest.as_py() or 0) > MAX_NAME_BYTES:
-            found = _values(pc.fill_null(lengths, 1))
+            found = values_of(pc.fill_null(lengths, 1))
             bad = (found < 1) | (found > MAX_NAME_BYTES)
             self._reasons.append((bad, Reason.INVALID_VALUE, f"host must have 1 to {MAX_NAME_BYTES} characters"))
 
@@ -233,9 +204,9 @@ class ArrowRows:
         if indices.null_count:
             indices = pc.fill_null(indices, -1)
         values = encoded.dictionary
-        names = np.array([*values.to_pylist(), None], dtype=object)[:-1]
-        coded = Coded(_values(indices).astype(np.int64), names)
-        return coded, _values(pc.utf8_length(values)).astype(np.int64)
+        names = names_of(values.to_pylist())
+        coded = Coded(values_of(indices).astype(np.int64), names)
+        return coded, values_of(pc.utf8_length(values)).astype(np.int64)
 
     def _word(self, name: str, meanings: dict[str, int], absent: int) -> IntColumn:
         column = self._column(name)
@@ -259,11 +230,11 @@ class ArrowRows:
             column = column.combine_chunks()
         if pa.types.is_timestamp(column.type):
             column = column.cast(pa.timestamp("ms"), safe=False)
-        nulls = _values(column.is_null().cast(pa.uint8())).astype(bool) if column.null_count else None
+        nulls = values_of(column.is_null().cast(pa.uint8())).astype(bool) if column.null_count else None
         if nulls is not None:
             column = pc.fill_null(column, pa.scalar(0, column.type))
         # uint64 beyond int64 wraps to a negative number: out of bounds, as it should be
-        values: IntColumn = _values(column.cast(pa.int64(), safe=False))
+        values: IntColumn = values_of(column.cast(pa.int64(), safe=False))
         low, high = _BOUNDS.get(name, (0, MAX_MEASURE))
         if nulls is not None:
             values = np.where(nulls, absent, values)
@@ -300,44 +271,8 @@ class ArrowRows:
 
     def group(self, tenants: Tenants, targets: Mapping[str | None, int]) -> Grouping:
         """Find the edges of the rows; see `FlowRows`."""
-        tenant = self._tenants(tenants)
-        src, dst = self._coded["src"], self._coded["dst"]
-        # Ports and protocols in one number, then all parts mixed into one key, made dense whenever it could overflow.
-        parts = (
-            (src.codes, len(src.values)),
-            (dst.codes, len(dst.values)),
-            ((self._port + 1) * 256 + (self._words["protocol"] + 1), 65_537 * 256),
-        )
-        key, size = tenant.codes + 1, len(tenant.values) + 1
-        for codes, count in parts:
-            if size * count >= 1 << 62:
-                key, size = _in_order(key)
-            key, size = key * count + codes, size * count
-        edge, count = _in_order(key)
-        rows = np.empty(count, dtype=np.int64)
-        rows[edge[::-1]] = np.arange(len(edge) - 1, -1, -1)  # the last assignment wins: each edge's first row
-        owner = tenant.codes[rows]
-        identities = zip(
-            np.array([*tenant.values, None], dtype=object)[owner].tolist(),
-            src.values[src.codes[rows]].tolist(),
-            dst.values[dst.codes[rows]].tolist(),
-            self._port[rows].tolist(),
-            self._words["protocol"][rows].tolist(),
-            strict=True,
-        )
-        target_of = np.array([targets[name] for name in (*tenant.values, None)], dtype=np.int64)
-        return Grouping(edge, list(identities), target_of[owner])
-
-    def _tenants(self, tenants: Tenants) -> Coded:
-        if tenants is None:
-            return self._coded["tenant"]
-        if isinstance(tenants, str):
-            return Coded(np.zeros(len(self.message), dtype=np.int64), np.array([tenants], dtype=object))
-        values = sorted({name for name in tenants if name is not None})
-        code: dict[str | None, int] = {None: -1}
-        code.update((name, i) for i, name in enumerate(values))
-        by_message = np.fromiter(map(code.__getitem__, tenants), dtype=np.int64, count=len(tenants))
-        return Coded(by_message[self.message], np.array(values, dtype=object))
+        tenant = self._coded["tenant"] if tenants is None else code_tenants(tenants, self.message)
+        return group_coded(tenant, self._coded["src"], self._coded["dst"], self._port, self._words["protocol"], targets)
 
     def hosts(self, rows: Sequence[int]) -> list[str]:
         """Return the reporting hosts; see `FlowRows`."""
@@ -346,7 +281,7 @@ class ArrowRows:
         names: list[str] = src.values[src.codes[wanted]].tolist()
         if self._host is None:
             return names
-        hosts = self._host.take(_arrow(self._row[wanted])).to_pylist()
+        hosts = self._host.take(arrow_of(self._row[wanted])).to_pylist()
         return [host or name for host, name in zip(hosts, names, strict=True)]
 
     def payload(self, row: int) -> bytes:
