@@ -11,6 +11,7 @@ from clickhouse_connect.driver import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from faust.types import TP
 
+from schemas.clickhouse_dsn import database_of
 from schemas.dead_letter import DeadLetter, Reason
 from schemas.errors import ConfigurationError, LossDetected
 from schemas.ids import stable_hash64
@@ -91,7 +92,7 @@ class Worker:
             try:
                 client = await asyncio.to_thread(connect)
                 try:
-                    await asyncio.to_thread(rollup, client, self.settings.clickhouse.database)
+                    await asyncio.to_thread(rollup, client, database_of(self.settings.clickhouse))
                 finally:
                     await asyncio.to_thread(client.close)
             except (ClickHouseError, ConfigurationError) as error:
@@ -143,7 +144,7 @@ class Worker:
             register_sinks(
                 app,
                 self._connect,
-                settings.clickhouse.database,
+                database_of(settings.clickhouse),
                 self._on_poison,
                 self.metrics,
                 drift_events=names["drift_events"],

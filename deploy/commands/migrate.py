@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from schemas.clickhouse_dsn import database_of
 from schemas.settings import load_settings
 from streams.clickhouse import connect
 from streams.migrate import migrate as apply_migrations
@@ -14,7 +15,7 @@ from streams.migrate import migrate as apply_migrations
 def migrate(config: Path | None) -> None:
     """Apply the numbered SQL migrations that are not applied yet."""
     settings = load_settings(config).clickhouse
-    applied = apply_migrations(connect(settings), settings.database, settings.retention_days)
+    applied = apply_migrations(connect(settings), database_of(settings), settings.retention_days)
     for name in applied:
         click.echo(f"applied {name}")
     if not applied:
