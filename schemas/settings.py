@@ -95,6 +95,10 @@ class FlowTopic(_Frozen):
         tenant_from: ``fixed:NAME``, ``topic:REGEX`` (first group), ``header:NAME``, ``key`` or ``field``.
         tenants: names the topic may carry; ``*`` is any.
         start: where a partition begins that has no committed offset.
+        flood_share: a source partition is paused when more than this share of its records are dead letters; 1 is never.
+        flood_span_ms: over this time, by the worker's clock.
+        flood_min_records: of so many records at least.
+        flood_pause_ms: a paused source partition is tried again after so long.
     """
 
     topic: str = "flows"
@@ -104,6 +108,10 @@ class FlowTopic(_Frozen):
     tenants: tuple[str, ...] = ("*",)
     start: Literal["earliest", "latest"] = "earliest"
     max_message_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    flood_share: float = Field(default=0.5, gt=0, le=1)
+    flood_span_ms: int = Field(default=60_000, ge=1_000)
+    flood_min_records: int = Field(default=1_000, ge=1)
+    flood_pause_ms: int = Field(default=60_000, ge=1_000)
 
     @model_validator(mode="after")
     def _tenant_rule_is_known(self) -> "FlowTopic":

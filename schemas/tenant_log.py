@@ -35,6 +35,8 @@ ROW_COLUMNS = (
     "latency_us",
 )
 """Columns of a row, all int64; -1 is unknown. ``edge`` indexes the record's edge dictionary."""
+ORIGIN = "origin"
+"""Column of rows that were dead letters once: the position each had in its own source partition."""
 
 EdgeIdentity = tuple[str, str, str, int, int]
 """(tenant, src, dst, port, IANA protocol number); -1 where port or protocol is unknown."""
@@ -109,6 +111,14 @@ class PackedColumn(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
+class Positions(msgspec.Struct, frozen=True, array_like=True):
+    """Sorted, distinct positions: the first, and the distance of each other one to the one before it."""
+
+    count: int
+    first: int
+    steps: PackedColumn
+
+
 class Rows(msgspec.Struct, frozen=True, array_like=True):
     """Rows of the record's first progress entry, in coordinate order."""
 
@@ -164,6 +174,9 @@ class LogRecord(msgspec.Struct, frozen=True):
         as_of_ms: the writing worker's clock.
         append_time: whether source clocks were already bounded by the broker's LogAppendTime.
         loss: an operator accepted the loss of what lies between the applied coordinate and ``after``.
+        origin: source partition that the rows' ``origin`` positions belong to: they are replayed dead letters, and
+            each is taken once, however often it is replayed.
+        elsewhere: origins that go to other partitions of the log: taken there, they can no longer be taken here.
     """
 
     worker: str
@@ -175,6 +188,8 @@ class LogRecord(msgspec.Struct, frozen=True):
     append_time: bool = False
     loss: bool = False
     v: int = WIRE_VERSION
+    origin: tuple[str, int] | None = None
+    elsewhere: Positions | None = None
 
 
 _UNSIGNED = (("<u1", 1 << 8), ("<u2", 1 << 16), ("<u4", 1 << 32))
@@ -249,6 +264,24 @@ def unpack_rows(rows: Rows) -> dict[str, IntColumn]:
     return {name: unpack_column(rows.columns.get(name, missing), rows.count) for name in ROW_COLUMNS}
 
 
+def pack_positions(positions: IntColumn) -> Positions:
+    """Pack sorted, distinct positions."""
+    first = int(positions[0]) if len(positions) else 0
+    return Positions(len(positions), first, pack_column(np.diff(positions)))
+
+
+def unpack_positions(packed: Positions) -> IntColumn:
+    """Return the positions, sorted.
+
+    Raises:
+        WireFormatError: they are damaged.
+    """
+    if packed.count <= 0:
+        return np.empty(0, dtype=np.int64)
+    steps = unpack_column(packed.steps, packed.count - 1)
+    return np.concatenate([[packed.first], packed.first + np.cumsum(steps)]).astype(np.int64)
+
+
 def encode_record(record: LogRecord) -> bytes:
     """Return the Kafka message value of a record."""
     return _encoder.encode(record)
@@ -276,6 +309,8 @@ def decode_record(data: bytes) -> LogRecord:
         controls=record.controls,
         append_time=record.append_time,
         loss=record.loss,
+        origin=record.origin,
+        elsewhere=record.elsewhere,
     )
 
 

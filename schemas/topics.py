@@ -9,6 +9,8 @@ HEADER_LANE = "drift-lane"
 """JSON of a lane declaration (name, generation, window_ms, lateness_ms) on records of the replay topic."""
 HEADER_END = "drift-end"
 """Present on the end-of-input record that a replay writes to every partition."""
+HEADER_ORIGIN = "drift-origin"
+"""JSON of where a replayed dead letter comes from; the rules of that topic then hold, and no other header of ours."""
 
 
 @dataclass(frozen=True, slots=True)

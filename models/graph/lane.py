@@ -13,12 +13,13 @@ from models.graph.admission import TenantEdges, admit
 from models.graph.clock import LaneClock
 from models.graph.output import Output, RowDeadLetter
 from models.graph.registry import Registry, distinct
+from models.graph.taken import TakenOrigins
 from models.graph.window import WindowTable
 from schemas.dead_letter import Reason
 from schemas.detection import DetectionConfig
 from schemas.drift import DriftKind, EdgeRef
 from schemas.flow import MAX_MEASURE, SIDE_SERVER
-from schemas.tenant_log import EdgeIdentity, LaneConfig, LogRecord, unpack_rows
+from schemas.tenant_log import ORIGIN, EdgeIdentity, LaneConfig, LogRecord, unpack_column, unpack_rows
 
 IntColumn = npt.NDArray[np.int64]
 DAY_MS = 86_400_000
@@ -105,15 +106,25 @@ class LaneState:
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
-    def fold(self, record: LogRecord, applied: int) -> Output:
-        """Fold the rows of a record beyond the applied coordinate; return early detections and refused rows."""
+    def fold(self, record: LogRecord, applied: int, taken: TakenOrigins) -> Output:
+        """Fold the rows of a record beyond the applied coordinate; return early detections and refused rows.
+
+        Rows that were dead letters once are folded if they are not yet among ``taken``, and are then.
+        """
         assert record.rows is not None
         output = Output()
         columns = unpack_rows(record.rows)
         good = columns["position"] > applied
+        if record.origin is not None:
+            columns[ORIGIN] = unpack_column(record.rows.columns[ORIGIN], record.rows.count)
+            good = taken.fresh(record.origin, columns[ORIGIN], good)
         output.counts["repeated"] += int(len(good) - good.sum())
         good = self._refuse(record, columns, good, output)
         whole = bool(good.all())
+        if record.origin is not None:
+            # They count among on time, late and skewed too: those, without these, and the dead, are the input.
+            output.counts["retaken"] += int(good.sum())
+            taken.add(record.origin, columns.pop(ORIGIN)[good])
         if not whole:
             columns = {name: column[good] for name, column in columns.items()}
         if not len(columns["position"]):
@@ -169,10 +180,12 @@ class LaneState:
             (broken & good, Reason.STATE_MACHINE, "a value is outside its bounds"),
             (future & good & ~broken, Reason.FUTURE, "more than a day ahead of the log's clock"),
         ):
-            for position in columns["position"][mask].tolist():
-                progress = record.progress[0]
-                output.dead.append(RowDeadLetter(progress.source, progress.partition, position, reason, detail))
-                output.counts["dead"] += 1
+            progress = record.progress[0]
+            source, partition = record.origin or (progress.source, progress.partition)
+            positions = columns["position" if record.origin is None else ORIGIN][mask].tolist()
+            output.dead += [RowDeadLetter(source, partition, position, reason, detail) for position in positions]
+            # A dead letter that is replayed and refused again was counted where it became one.
+            output.counts["dead" if record.origin is None else "dead_again"] += len(positions)
         return good & ~broken & ~future
 
     def _believed_times(self, record: LogRecord, columns: dict[str, IntColumn]) -> IntColumn:

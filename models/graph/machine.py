@@ -5,10 +5,11 @@ import msgspec
 from models.graph.closing import advance, close_all
 from models.graph.lane import LaneState
 from models.graph.output import Output
+from models.graph.taken import TakenOrigins
 from schemas.detection import DetectionConfig
 from schemas.errors import LossDetected
 from schemas.ids import stable_hash
-from schemas.tenant_log import Control, LaneConfig, LogRecord, Member, Progress
+from schemas.tenant_log import Control, LaneConfig, LogRecord, Member, Progress, unpack_positions
 
 TENANT_SETTINGS = "tenant-settings"
 """Kind of control whose value overrides ``DetectionConfig`` fields of one tenant."""
@@ -26,6 +27,7 @@ class Machine:
         offset: offset of the last applied log record; -1 before the first.
         applied: highest applied coordinate per source partition.
         settings: overridden detection fields per tenant.
+        taken: replayed dead letters that were folded, here or in another partition of the log.
     """
 
     def __init__(self) -> None:
@@ -33,6 +35,7 @@ class Machine:
         self.applied: dict[tuple[str, int], int] = {}
         self.lanes: dict[str, LaneState] = {}
         self.settings: dict[str, dict[str, int | float]] = {}
+        self.taken = TakenOrigins()
 
     def apply(self, offset: int, record: LogRecord) -> Output:
         """Apply one record; a record at or below ``offset`` that was applied already changes nothing.
@@ -49,6 +52,8 @@ class Machine:
             self._apply_control(control, record)
         if record.lane is not None:
             output = self._apply_to_lane(record, record.lane)
+        if record.origin is not None and record.elsewhere is not None:
+            self.taken.add(record.origin, unpack_positions(record.elsewhere))
         for progress in record.progress:
             key = (progress.source, progress.partition)
             self.applied[key] = max(self.applied.get(key, progress.upto), progress.upto)
@@ -56,7 +61,10 @@ class Machine:
         return output
 
     def begin_incarnation(self) -> Output:
-        """Keep what was learned, drop what belonged to a log that is gone; open windows close as incomplete."""
+        """Keep what was learned, drop what belonged to a log that is gone; open windows close as incomplete.
+
+        What was taken of replays stays: dead letters name the incarnation they come from and may outlive it.
+        """
         output = Output()
         self.offset = -1
         self.applied = {}
@@ -127,7 +135,7 @@ class Machine:
         output = Output()
         if record.rows is not None:
             source = record.progress[0]
-            output.extend(lane.fold(record, self.applied.get((source.source, source.partition), -1)))
+            output.extend(lane.fold(record, self.applied.get((source.source, source.partition), -1), self.taken))
         fresh = tuple(
             progress
             for progress in record.progress

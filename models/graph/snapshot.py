@@ -2,6 +2,9 @@
 
 Edges and services are cut into pages, so that a checkpoint writes only the pages that changed. Open windows, findings
 and the rest are small or change all the time and are written whole. ``restore(take(state))`` does what ``state`` does.
+
+A state is written in the oldest version that can hold it, so that workers of the version before can take over as long
+as they can: 1 is everything but replayed dead letters, which make it 2.
 """
 
 from collections.abc import Iterator
@@ -18,11 +21,16 @@ from models.graph.clock import LaneClock, MemberClock
 from models.graph.lane import LaneState, TenantState
 from models.graph.machine import Machine
 from models.graph.registry import PAGE_ROWS, Columns
+from models.graph.taken import TakenOrigins
 from models.graph.window import WindowTable
-from schemas.errors import CheckpointError
-from schemas.tenant_log import LaneConfig
+from schemas.errors import CheckpointError, WireFormatError
+from schemas.tenant_log import LaneConfig, Positions, pack_positions, unpack_positions
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
+"""Latest version that this worker reads, and the earliest that holds replayed dead letters."""
+FIRST_VERSION = 1
+TAKEN_PAGE = 32_768
+"""Positions in one chunk: 256 KiB where they lie as far apart as can be."""
 
 IntColumn = npt.NDArray[np.int64]
 PackedArray = tuple[str, list[int], bytes]
@@ -70,12 +78,15 @@ class _Lane(msgspec.Struct):
     tenant_states: list[int]
 
 
-class _Meta(msgspec.Struct):
+class _Meta(msgspec.Struct, omit_defaults=True):
+    """``taken``: (source, partition, positions) of replayed dead letters. A field without default is always there."""
+
     version: int
     offset: int
     applied: list[tuple[str, int, int]]
     settings: dict[str, dict[str, int | float]]
     lanes: list[_Lane]
+    taken: list[tuple[str, int, int]] = []
 
 
 class _Window(msgspec.Struct):
@@ -138,12 +149,19 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
         for number in sorted(lane.tenants):
             yield f"{name}/tenant/{number}", _encoder.encode(_tenant(number, lane.tenants[number]))
         lanes.append(_lane(lane))
+    taken = machine.taken
+    for source in taken.sources():
+        positions, changed = taken.positions(source), everything or source in taken.changed
+        for page, name in enumerate(_taken_pages(source, len(positions))):
+            some = positions[page * TAKEN_PAGE : (page + 1) * TAKEN_PAGE]
+            yield name, _encoder.encode(pack_positions(some)) if changed else None
     meta = _Meta(
-        SNAPSHOT_VERSION,
+        SNAPSHOT_VERSION if len(taken) else FIRST_VERSION,
         machine.offset,
         [(source, partition, position) for (source, partition), position in sorted(machine.applied.items())],
         machine.settings,
         lanes,
+        [(*source, len(taken.positions(source))) for source in taken.sources()],
     )
     yield "meta", _encoder.encode(meta)
 
@@ -153,6 +171,12 @@ def mark_clean(machine: Machine) -> None:
     for lane in machine.lanes.values():
         lane.registry.edge_pages.clear()
         lane.registry.service_pages.clear()
+    machine.taken.mark_clean()
+
+
+def _taken_pages(source: tuple[str, int], size: int) -> list[str]:
+    """Name the chunks of one source partition's positions. A lane's chunk has a word where these have a partition."""
+    return [f"/taken/{source[0]}/{source[1]}/{page}" for page in range(-(-size // TAKEN_PAGE))]
 
 
 def _edge_page(lane: LaneState, page: int) -> bytes:
@@ -230,23 +254,40 @@ def restore(chunks: dict[str, bytes]) -> Machine:
         return _restore(chunks)
     except KeyError as error:
         raise CheckpointError(f"checkpoint lacks chunk {error}; restore an older one or start anew") from error
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, WireFormatError) as error:
         raise CheckpointError(f"checkpoint cannot be read: {error}") from error
 
 
 def _restore(chunks: dict[str, bytes]) -> Machine:
     version = msgspec.msgpack.decode(chunks["meta"]).get("version")
-    if version != SNAPSHOT_VERSION:
-        raise CheckpointError(f"checkpoint is of version {version}; this worker reads version {SNAPSHOT_VERSION}")
+    if not isinstance(version, int) or not FIRST_VERSION <= version <= SNAPSHOT_VERSION:
+        raise CheckpointError(
+            f"the state is of version {version}, this worker reads {FIRST_VERSION} to {SNAPSHOT_VERSION}: a newer "
+            "worker has written it; run that version, or a later one"
+        )
     meta = msgspec.msgpack.decode(chunks["meta"], type=_Meta)
     machine = Machine()
     machine.offset = meta.offset
     machine.applied = {(source, partition): position for source, partition, position in meta.applied}
     machine.settings = meta.settings
+    machine.taken = TakenOrigins(
+        {
+            (source, partition): _restore_taken((source, partition), size, chunks)
+            for source, partition, size in meta.taken
+        }
+    )
     for saved in meta.lanes:
         machine.lanes[saved.config.name] = _restore_lane(saved, chunks)
         machine.take_settings(machine.lanes[saved.config.name])
     return machine
+
+
+def _restore_taken(source: tuple[str, int], size: int, chunks: dict[str, bytes]) -> IntColumn:
+    pages = [msgspec.msgpack.decode(chunks[name], type=Positions) for name in _taken_pages(source, size)]
+    positions = np.concatenate([unpack_positions(page) for page in pages])
+    if len(positions) != size or (np.diff(positions) <= 0).any():
+        raise CheckpointError(f"checkpoint cannot be read: the replays taken of {source[0]}[{source[1]}] are damaged")
+    return positions
 
 
 def _restore_lane(saved: _Lane, chunks: dict[str, bytes]) -> LaneState:

@@ -1,7 +1,7 @@
 """Rows to records of `tenant-log`: one chain of coordinates per target, cut at coordinates. Pure."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,17 +10,24 @@ from schemas.tenant_log import (
     ACTIVE,
     ENDED,
     MAX_RECORD_BYTES,
+    ORIGIN,
     EdgeIdentity,
     IntColumn,
     LaneConfig,
     LogRecord,
     PackedColumn,
+    Positions,
     Progress,
     Rows,
     encode_record,
     pack_column,
+    pack_positions,
 )
-from streams.ingest.columns import Clocks, Table, compact
+from schemas.topics import DAY_MS
+from streams.ingest.columns import Clocks, Table, compact, rows_of
+
+REPLAYED_ROWS = 10_000
+"""Replayed dead letters in one record: each target hears of all that go elsewhere, at most 80 KB of them."""
 
 
 def position_before(offset: int) -> int:
@@ -47,6 +54,7 @@ class Segment:
         dead: sorted positions of its dead letters.
         ended: it holds the end-of-input record of its lane.
         append_time: times were bounded by the broker's clock.
+        replayed: source partition that the rows' ``origin`` positions belong to, where they are replayed dead letters.
     """
 
     lane: LaneConfig | None
@@ -55,6 +63,7 @@ class Segment:
     dead: IntColumn
     ended: bool = False
     append_time: bool = False
+    replayed: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,7 @@ class _Batch:
     constants: dict[str, PackedColumn]
     edge: IntColumn
     edges: list[EdgeIdentity]
+    elsewhere: Positions | None
 
 
 def encode_segment(
@@ -77,7 +87,7 @@ def encode_segment(
     A record is larger than ``max_bytes`` only if a single row is.
     """
     table = segment.table
-    empty = _encode(segment, origin, after, segment.upto, None, is_last=True)
+    empty = _encode(segment, origin, after, segment.upto, None, _elsewhere(segment, origin, None), is_last=True)
     records = [[empty]] * targets
     if not len(table):
         return records
@@ -104,6 +114,7 @@ def encode_segment(
             constants,
             edge[start:stop],
             names[int(edge_bounds[target]) : int(edge_bounds[target + 1])],
+            _elsewhere(segment, origin, target),
         )
         records[target] = _cut(batch, 0, stop - start, after, segment.upto, max_bytes)
     return records
@@ -133,7 +144,8 @@ def _cut(batch: _Batch, start: int, stop: int, after: int, upto: int, max_bytes:
         columns[name] = pack_column(column[start:stop])
     columns["edge"] = pack_column(edge)
     rows = Rows(count=stop - start, edges=edges, columns=columns)
-    record = _encode(batch.segment, batch.origin, after, upto, rows, is_last=stop == len(batch.edge))
+    is_last = stop == len(batch.edge)
+    record = _encode(batch.segment, batch.origin, after, upto, rows, batch.elsewhere, is_last=is_last)
     if len(record) <= max_bytes or stop - start == 1:
         return [record]
     middle = (start + stop) // 2
@@ -144,7 +156,29 @@ def _cut(batch: _Batch, start: int, stop: int, after: int, upto: int, max_bytes:
     ]
 
 
-def _encode(segment: Segment, origin: Origin, after: int, upto: int, rows: Rows | None, *, is_last: bool) -> bytes:
+def _elsewhere(segment: Segment, origin: Origin, target: int | None) -> Positions | None:
+    """Return the origins of rows that go to other targets than this one, less those that none will take yet."""
+    if segment.replayed is None:
+        return None
+    table = segment.table
+    if not len(table):
+        return pack_positions(table.edge)
+    others = table.columns["time_ms"] <= origin.as_of_ms + DAY_MS  # the state machine's rule for FUTURE
+    if target is not None:
+        others &= table.target[table.edge] != target
+    return pack_positions(np.unique(table.columns[ORIGIN][others]))
+
+
+def _encode(
+    segment: Segment,
+    origin: Origin,
+    after: int,
+    upto: int,
+    rows: Rows | None,
+    elsewhere: Positions | None,
+    *,
+    is_last: bool,
+) -> bytes:
     # Clocks cover the whole segment, so only the record that ends it may state them: rows still to come would be late.
     clocks: Clocks = segment.table.clocks if is_last else ()
     first, behind = np.searchsorted(segment.dead, (after, upto), side="right") if len(segment.dead) else (0, 0)
@@ -165,6 +199,8 @@ def _encode(segment: Segment, origin: Origin, after: int, upto: int, rows: Rows 
             lane=segment.lane,
             rows=rows,
             append_time=segment.append_time,
+            origin=segment.replayed,
+            elsewhere=elsewhere if is_last else None,  # it covers the whole segment likewise
         )
     )
 
@@ -174,8 +210,21 @@ def encode_segments(
 ) -> list[list[bytes]]:
     """Return each target's records of all segments in order; the segments follow each other from ``after`` on."""
     records: list[list[bytes]] = [[] for _ in range(targets)]
-    for segment in segments:
-        for mine, more in zip(records, encode_segment(segment, origin, after, targets, max_bytes), strict=True):
+    for part in (part for segment in segments for part in _parts(segment)):
+        for mine, more in zip(records, encode_segment(part, origin, after, targets, max_bytes), strict=True):
             mine.extend(more)
-        after = segment.upto
+        after = part.upto
     return records
+
+
+def _parts(segment: Segment) -> Iterator[Segment]:
+    """Cut replayed rows into parts small enough to be named to every target."""
+    size = len(segment.table)
+    if segment.replayed is None or size <= REPLAYED_ROWS:
+        yield segment
+        return
+    for start in range(0, size, REPLAYED_ROWS):
+        stop = min(start + REPLAYED_ROWS, size)
+        part = rows_of(segment.table, np.arange(start, stop))
+        upto = segment.upto if stop == size else int(part.columns["position"][-1])
+        yield replace(segment, table=part, upto=upto)

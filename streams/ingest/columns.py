@@ -29,13 +29,19 @@ _INDEX_BITS = MAX_RECORDS_PER_MESSAGE.bit_length()
 
 @dataclass(frozen=True, slots=True)
 class ReadRules:
-    """How messages of a topic, or of a replay, are read."""
+    """How messages of a topic, or of a replay, are read.
+
+    Attributes:
+        may_be_future: leave rows a day and more ahead of the broker's clock to the state machine: they are read anew,
+            and their time may have come.
+    """
 
     format: SourceFormat
     tenant: TenantRule
     router: TenantRouter
     max_message_bytes: int
     skew_ms: int
+    may_be_future: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +131,7 @@ def _judge(
             rejected.append(_without_tenant(rows, row, edges[edge[row]], rules, int(verdicts[row])))
     if append_times is not None:
         future = _bound_times(columns, append_times[rows.message], rules.skew_ms)
-        if future is not None:
+        if future is not None and not rules.may_be_future:
             for row in np.flatnonzero(future if good is None else future & good).tolist():
                 detail = f"time_ms {int(columns['time_ms'][row])} is more than a day ahead of the broker's clock"
                 rejected.append(_reject(rows, row, Reason.FUTURE, detail))
@@ -175,6 +181,13 @@ def compact(edge: IntColumn, edges: list[EdgeIdentity]) -> tuple[IntColumn, list
     rank = np.empty(len(edges), dtype=np.int64)
     rank[used] = np.arange(len(used))
     return rank[edge], [edges[i] for i in used.tolist()], used
+
+
+def rows_of(table: Table, rows: IntColumn) -> Table:
+    """Return some rows of a table, in order, as one without clocks."""
+    edge, edges, used = compact(table.edge[rows], table.edges)
+    columns = {name: column[rows] for name, column in table.columns.items()}
+    return Table(edge, edges, table.target[used], columns, (), [])
 
 
 def furthest_clocks(time_ms: IntColumn, hosts: Callable[[Sequence[int]], list[str]]) -> Clocks:

@@ -26,6 +26,11 @@ def source_name(topic: str, incarnation: str) -> str:
     return f"{topic}#{incarnation}"
 
 
+def incarnation_of(source: str) -> str:
+    """Return the incarnation in a source topic's name in coordinates. Topic names hold no ``#``."""
+    return source.partition("#")[2]
+
+
 def detection_of(values: Mapping[str, int | float], base: DetectionConfig | None = None) -> DetectionConfig:
     """Return thresholds with some changed; numbers take the type of the field."""
     typed = {name: float(value) if name in _FLOATS else int(value) for name, value in values.items()}

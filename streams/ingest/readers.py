@@ -22,11 +22,13 @@ from schemas.tenant_log import (
     Progress,
     encode_record,
 )
-from schemas.topics import HEADER_END, HEADER_LANE
+from schemas.topics import HEADER_END, HEADER_LANE, HEADER_ORIGIN
 from streams.ingest.chain import Origin, Segment, encode_segments
 from streams.ingest.chunk import LOG_APPEND_TIME, SourceChunk, cut
 from streams.ingest.columns import Clocks, ReadRules, Table, concatenate, no_rows, read_chunk
-from streams.ingest.lanes import LaneHeader, lane_of_header, read_header
+from streams.ingest.lanes import LaneHeader, incarnation_of, lane_of_header, read_header, source_name
+from streams.ingest.replayed import OriginHeader, as_it_was, read_origin, take_wanted
+from streams.ingest.replayed import dead_letters as replayed_dead_letters
 from streams.ingest.tenant import TenantRouter, TenantRule
 from streams.result import WHOLE_MESSAGE, Refusal, Rejected, short
 from streams.sources.registry import source_format
@@ -35,6 +37,8 @@ TENANT_SETTINGS = "tenant-settings"
 """Kind of control whose value must be a map of numbers."""
 
 _HEADERS_REMEMBERED = 1_000
+_ALONE_AS = {"canonical-arrow": "canonical"}
+"""Formats of which a single record is kept in another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ def _stack(halves: list[Table], messages: int) -> Table:
     return concatenate(halves, [*first.rejected, *moved])
 
 
-def _dead_letters(chunk: SourceChunk, rejected: Sequence[Rejected], format_name: str) -> list[DeadLetter]:
+def _dead_letters(chunk: SourceChunk, rejected: Sequence[Rejected], format_name: str, source: str) -> list[DeadLetter]:
     return [
         DeadLetter(
             topic=chunk.topic,
@@ -119,21 +123,35 @@ def _dead_letters(chunk: SourceChunk, rejected: Sequence[Rejected], format_name:
             detail=bad.detail,
             payload=bad.payload,
             format=format_name,
+            is_alone=bad.payload != (chunk.values[bad.message] or b""),
+            message_key=chunk.keys[bad.message],
+            message_headers=tuple(chunk.headers[bad.message]),
+            timestamp_ms=chunk.timestamps[bad.message],
+            timestamp_type=chunk.timestamp_type,
+            incarnation=incarnation_of(source),
         )
         for bad in rejected
     ]
 
 
-def _corrupt(chunk: SourceChunk, format_name: str) -> list[DeadLetter]:
+def _corrupt(chunk: SourceChunk, format_name: str, source: str) -> list[DeadLetter]:
     """Return the dead letter of a batch that the transport could not read: one, at the first offset passed over."""
     corrupt = chunk.corrupt
     if corrupt is None:
         return []
     detail = short(f"offsets {corrupt.first_offset} to {corrupt.last_offset}: {corrupt.detail}")
-    offset, index = corrupt.first_offset, WHOLE_MESSAGE
-    return [
-        DeadLetter(chunk.topic, chunk.partition, offset, index, Reason.CORRUPT_BATCH, detail, corrupt.raw, format_name)
-    ]
+    letter = DeadLetter(
+        chunk.topic,
+        chunk.partition,
+        corrupt.first_offset,
+        WHOLE_MESSAGE,
+        Reason.CORRUPT_BATCH,
+        detail,
+        corrupt.raw,
+        format_name,
+        incarnation=incarnation_of(source),
+    )
+    return [letter]
 
 
 def _positions(letters: Sequence[DeadLetter]) -> IntColumn:
@@ -145,6 +163,7 @@ class FlowReader:
 
     Attributes:
         lane: may be set anew when members have changed.
+        rules: how its messages are read.
     """
 
     commits = True
@@ -153,7 +172,7 @@ class FlowReader:
         self.source = source
         self.lane = lane
         self._targets = targets
-        self._rules = ReadRules(
+        self.rules = ReadRules(
             format=source_format(topic.format),
             tenant=TenantRule(topic.tenant_from, topic.topic),
             router=TenantRouter(topic.tenants, targets),
@@ -163,9 +182,9 @@ class FlowReader:
 
     def encode(self, chunk: SourceChunk, after: int, worker: str, as_of_ms: int) -> Encoded:
         """Return the chunk's records; see `SourceReader`."""
-        table = _read(chunk, self._rules)
-        name = self._rules.format.name
-        letters = [*_dead_letters(chunk, table.rejected, name), *_corrupt(chunk, name)]
+        table = _read(chunk, self.rules)
+        name = self.rules.format.name
+        letters = [*_dead_letters(chunk, table.rejected, name, self.source), *_corrupt(chunk, name, self.source)]
         upto = end_position(chunk.next_offset - 1)
         append_time = chunk.timestamp_type == LOG_APPEND_TIME
         segment = Segment(self.lane, table, upto, _positions(letters), append_time=append_time)
@@ -183,8 +202,33 @@ class _Heading:
     refusal: Refusal | None = None
 
 
+@dataclass(slots=True)
+class _Stretch:
+    """Neighbouring messages of one heading.
+
+    Attributes:
+        stop: behind the last message.
+        ended: an end of input closes it; that message holds no record.
+        origins: of dead letters that are replayed, by message; all of one source partition.
+    """
+
+    key: object
+    heading: _Heading
+    start: int
+    stop: int
+    ended: bool = False
+    origins: list[OriginHeader] = field(default_factory=list)
+
+
 class ReplayReader:
-    """Reads the replay topic: every record names its lane in a header; a chunk is cut where the lane changes."""
+    """Reads the replay topic: every record names its lane in a header; a chunk is cut where the lane changes.
+
+    Records with a ``drift-origin`` header are replayed dead letters: the rules of the topic they come from hold.
+
+    Args:
+        declared: lanes by name.
+        flows: readers of the source topics by topic.
+    """
 
     commits = True
     lane = None
@@ -196,6 +240,7 @@ class ReplayReader:
         declared: Callable[[], Mapping[str, LaneConfig]],
         targets: int,
         max_message_bytes: int,
+        flows: Mapping[str, FlowReader] | None = None,
     ) -> None:
         self.source = member.source
         self._topic = topic
@@ -203,6 +248,7 @@ class ReplayReader:
         self._declared = declared
         self._targets = targets
         self._max_message_bytes = max_message_bytes
+        self._flows = flows or {}
         self._router = TenantRouter(("*",), targets)
         self._headings: dict[bytes | None, _Heading] = {}
 
@@ -214,27 +260,38 @@ class ReplayReader:
         lanes: list[LaneProgress] = []
         rows = 0
         stretches = self._stretches(chunk)
-        for number, (start, stop, heading, ended) in enumerate(stretches):
-            is_last = number == len(stretches) - 1
-            next_offset = chunk.next_offset if is_last else int(chunk.offsets[stop])
-            piece = cut(
-                chunk, start, stop, int(chunk.offsets[start]) if stop > start else chunk.first_offset, next_offset
-            )
-            table, format_name = self._read_stretch(cut(piece, 0, stop - start - ended, 0, 0), heading)
-            dead = [
-                *_dead_letters(piece, table.rejected, format_name),
-                *(_corrupt(chunk, format_name) if is_last else []),
-            ]
-            append_time = chunk.timestamp_type == LOG_APPEND_TIME
-            upto = end_position(next_offset - 1)
-            segments.append(Segment(heading.lane, table, upto, _positions(dead), ended, append_time))
+        for stretch, following in zip(stretches, [*stretches[1:], None], strict=True):
+            next_offset = chunk.next_offset if following is None else int(chunk.offsets[following.start])
+            segment, dead = self._encode_stretch(chunk, stretch, next_offset)
+            if following is None and (corrupt := _corrupt(chunk, "", self.source)):
+                dead = [*dead, *corrupt]
+                segment = replace(segment, dead=np.append(segment.dead, _positions(corrupt)))
+            segments.append(segment)
             letters.extend(dead)
-            rows += len(table)
-            if heading.lane is not None:
-                lanes.append(LaneProgress(heading.lane, table.clocks, ended))
+            rows += len(segment.table)
+            if segment.lane is not None and segment.replayed is None:
+                lanes.append(LaneProgress(segment.lane, segment.table.clocks, stretch.ended))
         origin = Origin(self.source, chunk.partition, worker, as_of_ms)
         records = encode_segments(segments, origin, after, self._targets)
         return Encoded(records, letters, end_position(chunk.next_offset - 1), rows, lanes)
+
+    def _encode_stretch(
+        self, chunk: SourceChunk, stretch: _Stretch, next_offset: int
+    ) -> tuple[Segment, list[DeadLetter]]:
+        piece: SourceChunk = cut(chunk, stretch.start, stretch.stop - stretch.ended, 0, 0)
+        heading, upto = stretch.heading, end_position(next_offset - 1)
+        if not stretch.origins:
+            table, name = self._read_stretch(piece, heading)
+            letters = _dead_letters(piece, table.rejected, name, self.source)
+            append_time = chunk.timestamp_type == LOG_APPEND_TIME
+            return Segment(heading.lane, table, upto, _positions(letters), stretch.ended, append_time), letters
+        table, name = self._read_stretch(as_it_was(piece, stretch.origins), heading)
+        table = take_wanted(table, piece.offsets, stretch.origins)
+        first = stretch.origins[0]
+        letters = replayed_dead_letters(piece, table.rejected, stretch.origins, name)
+        replayed = None if heading.lane is None else (source_name(first.topic, first.incarnation), first.partition)
+        # Dead letters among them were counted where they became some: under their own coordinates.
+        return Segment(heading.lane, table, upto, _positions(()), replayed=replayed), letters
 
     def _read_stretch(self, piece: SourceChunk, heading: _Heading) -> tuple[Table, str]:
         if heading.rules is not None:
@@ -246,26 +303,45 @@ class ReplayReader:
         ]
         return no_rows(rejected), ""
 
-    def _stretches(self, chunk: SourceChunk) -> list[tuple[int, int, _Heading, bool]]:
-        """Return (first message, behind the last, heading, does an end of input close it), one lane at a time."""
-        found: list[tuple[int, int, _Heading, bool]] = []
-        start = 0
-        current: bytes | None = None
-        heading: _Heading | None = None
+    def _stretches(self, chunk: SourceChunk) -> list[_Stretch]:
+        """Return the chunk's messages cut where the lane, or the source partition they come from, changes."""
+        found: list[_Stretch] = []
         for number, headers in enumerate(chunk.headers):
             named = dict(headers)
-            data = named.get(HEADER_LANE)
-            if heading is None or data != current:
-                if heading is not None and number > start:
-                    found.append((start, number, heading, False))
-                start, current, heading = number, data, self._heading(data)
-            if HEADER_END in named and heading.lane is not None:
-                found.append((start, number + 1, heading, True))
-                start = number + 1
-        size = len(chunk.values)
-        if start < size and heading is not None:
-            found.append((start, size, heading, False))
-        return found or [(0, 0, _Heading(None, None), False)]
+            stretch = self._begin(number, named)
+            last = found[-1] if found else None
+            if last is not None and last.key == stretch.key and not last.ended:
+                last.stop = number + 1
+                last.origins += stretch.origins
+            else:
+                found.append(stretch)
+            if HEADER_END in named and stretch.heading.lane is not None and not stretch.origins:
+                found[-1].ended = True
+        return found or [_Stretch(None, _Heading(None, None), 0, 0)]
+
+    def _begin(self, number: int, named: Mapping[str, bytes | None]) -> _Stretch:
+        """Return one message as a stretch of its own."""
+        data = named.get(HEADER_LANE)
+        if HEADER_ORIGIN not in named:
+            return _Stretch(data, self._heading(data), number, number + 1)
+        try:
+            origin = read_origin(named[HEADER_ORIGIN])
+        except Refusal as refusal:
+            return _Stretch((HEADER_ORIGIN, number), _Heading(None, None, refusal), number, number + 1)
+        heading = self._heading(data) if origin.topic == self._topic else self._heading_of(origin)
+        key = (origin.topic, origin.incarnation, origin.partition, origin.timestamp_type, origin.alone, data)
+        return _Stretch(key, heading, number, number + 1, origins=[origin])
+
+    def _heading_of(self, origin: OriginHeader) -> _Heading:
+        """Return the rules of the source topic that a dead letter comes from, as they are now."""
+        flow = self._flows.get(origin.topic)
+        if flow is None:
+            detail = f"topic {origin.topic!r}, which it comes from, is no longer configured (flows)"
+            return _Heading(None, None, Refusal(Reason.LANE_UNDECLARED, detail))
+        rules = replace(flow.rules, may_be_future=True)
+        if origin.alone and rules.format.name in _ALONE_AS:
+            rules = replace(rules, format=source_format(_ALONE_AS[rules.format.name]))
+        return _Heading(flow.lane, rules)
 
     def _heading(self, data: bytes | None) -> _Heading:
         heading = self._headings.get(data)
@@ -311,7 +387,10 @@ class ControlReader:
                 controls[partition_of(control.tenant, self._targets)].append(control)
             except Refusal as refusal:
                 rejected.append(Rejected(number, WHOLE_MESSAGE, refusal.reason, refusal.detail, value or b""))
-        letters = [*_dead_letters(chunk, rejected, self._format), *_corrupt(chunk, self._format)]
+        letters = [
+            *_dead_letters(chunk, rejected, self._format, self.source),
+            *_corrupt(chunk, self._format, self.source),
+        ]
         upto = end_position(chunk.next_offset - 1)
         dead = _positions(letters)
         origin = Origin(self.source, chunk.partition, worker, as_of_ms)

@@ -195,14 +195,14 @@ def test_a_corrupt_batch_is_a_dead_letter() -> None:
 
 def test_what_our_own_code_cannot_read_is_one_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = make_reader()
-    decode = reader._rules.format.decode
+    decode = reader.rules.format.decode
 
     def fails_on_poison(values: Any) -> Any:
         if any(b"poison" in value for value in values):
             raise ZeroDivisionError("a mistake of ours")
         return decode(values)
 
-    monkeypatch.setattr(type(reader._rules.format), "decode", lambda _, values: fails_on_poison(values))
+    monkeypatch.setattr(type(reader.rules.format), "decode", lambda _, values: fails_on_poison(values))
     messages = [flow(src=f"s{i}") for i in range(9)]
     messages[4] = flow(src="poison")
     encoded = encode(chunk_of("flows", 0, 0, messages), reader)
@@ -373,7 +373,7 @@ def test_any_size_limit_cuts_without_loss(names: list[str], limit: int) -> None:
     chunk = chunk_of("flows", 0, 0, [flow(src=name) for name in names])
     from streams.ingest.readers import _positions, _read
 
-    table = _read(chunk, reader._rules)
+    table = _read(chunk, reader.rules)
     segment = Segment(LANE, table, end_position(len(names) - 1), _positions([]))
     records = encode_segment(segment, Origin("flows#1", 0, "w", 1), position_before(0), 1, limit)
     encoded = Encoded(records, [], segment.upto, len(table))
