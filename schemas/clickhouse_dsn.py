@@ -66,7 +66,8 @@ def database_of(settings: ClickHouseSettings) -> str:
         return settings.database
     if not _DATABASE.fullmatch(named):
         raise ConfigurationError("the database in clickhouse.dsn must be letters, digits and underscores")
-    if "database" in settings.model_fields_set and settings.database != named:
+    # Not ``model_fields_set``: within `Settings` pydantic fills in the defaults, and takes them for set.
+    if settings.database not in (ClickHouseSettings.model_fields["database"].default, named):
         raise ConfigurationError(
             f"clickhouse.dsn names database {named!r}, clickhouse.database {settings.database!r}: set one of them"
         )

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from schemas.clickhouse_dsn import chdb_path, connect_arguments, connection_problem, database_of, is_embedded, place_of
 from schemas.errors import ConfigurationError
-from schemas.settings import ClickHouseSettings
+from schemas.settings import ClickHouseSettings, Settings
 
 SECRET = "s3cret@/:"
 ENCODED = "s3cret%40%2F%3A"
@@ -63,6 +63,7 @@ def test_tls_files_are_handed_on():
 def test_the_database_is_named_once():
     assert database_of(_settings("http://ch/prod")) == "prod"
     assert database_of(_settings("http://ch", database="other")) == "other"
+    assert database_of(Settings(clickhouse=_settings("http://ch/prod")).clickhouse) == "prod"
     assert database_of(_settings("http://ch/prod", database="prod")) == "prod"
     with pytest.raises(ConfigurationError, match="set one of them"):
         database_of(_settings("http://ch/prod", database="other"))
