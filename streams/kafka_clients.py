@@ -35,6 +35,8 @@ def faust_broker(settings: KafkaSettings, scheme: str = "kafka") -> dict[str, An
         "broker": [f"{scheme}://{host}" for host in hosts],
         "broker_client_id": settings.client_id,
         "broker_session_timeout": session_s,
+        # The others notice by their heartbeat that somebody joined or is gone.
+        "broker_heartbeat_interval": min(3.0, session_s / 6),
         "broker_rebalance_timeout": settings.rebalance_timeout_ms / 1000,
         "broker_request_timeout": max(FAUST_REQUEST_TIMEOUT_S, session_s + 10),  # Faust wants it above the session's
         "producer_compression_type": compression(settings),

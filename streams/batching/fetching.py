@@ -5,6 +5,7 @@ each.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from time import monotonic
@@ -12,10 +13,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.fetcher import FetchError, OffsetResetStrategy
-from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStateError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    GroupCoordinatorNotAvailableError,
+    IllegalGenerationError,
+    IllegalStateError,
+    KafkaError,
+    NoError,
+    NotCoordinatorForGroupError,
+    OffsetOutOfRangeError,
+    RebalanceInProgressError,
+    RequestTimedOutError,
+    UnknownMemberIdError,
+    for_code,
+)
+from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from aiokafka.structs import TopicPartition
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
 
@@ -31,6 +46,10 @@ T = TypeVar("T")
 BEYOND_END_MS = 10_000
 """How long a broker may answer, without an error, that the log ends below the position. After a change of leader
 Kafka does so for a moment; Tansu does so for ever, where Kafka says "out of range"."""
+
+COMMIT_AGAIN_S = 0.1
+_GENERATION_IS_OVER = (UnknownMemberIdError, IllegalGenerationError, RebalanceInProgressError)
+_COORDINATOR_IS_GONE = (GroupCoordinatorNotAvailableError, NotCoordinatorForGroupError, RequestTimedOutError)
 
 _PLACEHOLDER = bytes(
     DefaultRecordBatchBuilder(
@@ -358,16 +377,50 @@ class BatchingThread(AIOKafkaConsumerThread):
         Raises:
             KafkaError: the broker refuses for another reason.
         """
-        consumer = self._ensure_consumer()
-        if consumer._coordinator.generation != generation or not set(offsets) <= consumer.assignment():
-            return False
-        try:
-            await consumer.commit(
-                {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+        coordinator, committed = self._ensure_consumer()._coordinator, defaultdict(list)
+        for tp, offset in offsets.items():
+            committed[tp.topic].append((tp.partition, offset, ""))
+        while self._is_current(generation, offsets):
+            await coordinator.ensure_coordinator_known()
+            if not self._is_current(generation, offsets):
+                break
+            # Not by consumer.commit(): a commit that waited behind a JoinGroup on the same connection is refused as one
+            # of an old generation, upon which aiokafka leaves the new one, and so on for ever. Here a refusal is an
+            # answer like any other; the heartbeat finds out by itself whether we are still a member.
+            request = OffsetCommitRequest(
+                coordinator.group_id,
+                generation,
+                coordinator.member_id,
+                OffsetCommitRequest.DEFAULT_RETENTION_TIME,
+                list(committed.items()),
             )
-        except (CommitFailedError, IllegalStateError):
-            return False
-        return True
+            try:
+                response = await coordinator._send_req(request)
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+            else:
+                codes = {for_code(code) for _, partitions in response.topics for _, code in partitions} - {NoError}
+                if codes & set(_GENERATION_IS_OVER):
+                    return False
+                if codes & set(_COORDINATOR_IS_GONE) and coordinator.coordinator_id is not None:
+                    coordinator.coordinator_dead()
+                final = [code for code in codes if not code.retriable]
+                if final:
+                    raise final[0](coordinator.group_id)
+                if not codes:
+                    return True
+            await asyncio.sleep(COMMIT_AGAIN_S)
+        return False
+
+    def _is_current(self, generation: int, tps: Collection[TP]) -> bool:
+        """Say whether we are members of this generation, not about to join another, and these partitions are ours."""
+        consumer = self._ensure_consumer()
+        return (
+            consumer._coordinator.generation == generation
+            and not consumer._subscription.reassignment_in_progress
+            and set(tps) <= consumer.assignment()
+        )
 
     async def fetch_committed(self, tps: Collection[TP]) -> dict[TP, int | None]:
         """Ask the group's coordinator for committed offsets; ``None`` where there is none."""
