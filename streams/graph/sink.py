@@ -75,9 +75,11 @@ class KafkaGraphSink:
     async def publish_dead(self, dead: Sequence[RowDeadLetter]) -> None:
         """Publish refused rows by coordinate; their bytes are in the source topic."""
         for row in dead:
-            topic = row.source.rpartition("#")[0]
+            topic, _, incarnation = row.source.partition("#")
             offset, index = split_position(row.position)
-            letter = DeadLetter(topic, row.partition, offset, index, row.reason, row.detail, b"")
+            letter = DeadLetter(
+                topic, row.partition, offset, index, row.reason, row.detail, b"", incarnation=incarnation
+            )
             message = encode_dead_letter(letter)
             partition = stable_hash64(letter.key) % self._dead_letter_partitions
             await self._producer.send(self._dead_letter, partition, message.value, message.key, message.headers)

@@ -10,7 +10,7 @@ import contextlib
 import gc
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from schemas.dead_letter import DeadLetter
 from schemas.errors import LossDetected
@@ -20,6 +20,7 @@ from streams.clock import Clock
 from streams.dead_letters import encode_dead_letter
 from streams.ingest.chain import position_before
 from streams.ingest.chunk import SourceChunk
+from streams.ingest.flood import Flood, FloodRule
 from streams.ingest.owned import LaneClock, OwnedPartition
 from streams.ingest.ports import (
     CommitPort,
@@ -33,6 +34,7 @@ from streams.ingest.ports import (
 from streams.ingest.readers import Encoded, SourceReader
 from streams.ingest.statements import statements
 from streams.metrics import Metrics
+from streams.result import short
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class IngestOptions:
         statement_every_ms: at least so often each lane is stated to each target.
         idle_ms: by live lane, how long a clock must stand still at the end of its log.
         accept_loss: the operator accepts records that were deleted unread.
+        floods: by source topic, when a partition is paused for its dead letters; topics without a rule never are.
     """
 
     worker: str
@@ -64,6 +67,7 @@ class IngestOptions:
     statement_every_ms: int
     idle_ms: Mapping[str, int]
     accept_loss: bool = False
+    floods: Mapping[str, FloodRule] = field(default_factory=dict)
 
 
 class IngestWorker:
@@ -97,6 +101,7 @@ class IngestWorker:
         self._sleep = sleep
         self._sources: dict[SourcePartition, OwnedPartition] = {}
         self._paused: set[SourcePartition] = set()
+        self._retried_at_ms: dict[SourcePartition, int] = {}
         self._is_held = self._is_finishing = False
         self._committed_at_ms = self._stated_at_ms = 0
         self._commit_lock = asyncio.Lock()
@@ -116,7 +121,7 @@ class IngestWorker:
         """
         reader = self._readers[topic]
         known = self._sources.get((topic, partition))
-        await self.revoke([(topic, partition)])
+        await self._let_go([(topic, partition)])
         at = first if committed is None or not reader.commits else committed
         position = position_before(at) if reader.commits else NO_POSITION
         lanes: dict[tuple[str, int], LaneClock] = {}
@@ -137,8 +142,12 @@ class IngestWorker:
             started_at_ms=self._clock.now_ms(),
             lanes=lanes,
         )
+        if known is not None:
+            source.flood = known.flood
         source.declare()
         self._sources[source.key] = source
+        if source.key in self._paused:
+            self._switch(source.key)
         source.task = asyncio.create_task(self._work(source), name=f"ingest {topic}[{partition}]")
         return at
 
@@ -174,6 +183,13 @@ class IngestWorker:
 
     async def revoke(self, partitions: Iterable[SourcePartition]) -> None:
         """Forget source partitions. What is under way is abandoned: the next owner repeats it, which is harmless."""
+        partitions = list(partitions)
+        await self._let_go(partitions)
+        for key in partitions:  # whoever has it now finds out about a flood anew
+            self._paused.discard(key)
+            self._retried_at_ms.pop(key, None)
+
+    async def _let_go(self, partitions: Iterable[SourcePartition]) -> None:
         gone = [self._sources.pop(key) for key in partitions if key in self._sources]
         for source in gone:
             self._release(source)
@@ -297,10 +313,16 @@ class IngestWorker:
         self._note(source, encoded)
 
     def _note(self, source: OwnedPartition, encoded: Encoded) -> None:
+        now_ms, letters = self._clock.now_ms(), encoded.dead_letters
         self._metrics.flows_in.labels(source.topic).inc(encoded.rows)
-        for letter in encoded.dead_letters:
+        for letter in letters:
             self._metrics.dead_letters.labels(letter.topic, letter.reason.value).inc()
-        source.note(encoded.lanes, self._clock.now_ms())
+        source.note(encoded.lanes, now_ms)
+        rule = self._options.floods.get(source.topic)
+        if rule is not None:
+            flood = source.flood.note(rule, now_ms, encoded.rows + len(letters), len(letters))
+            if flood is not None:
+                self._pause_for(flood, rule, source, letters[-1] if letters else None)
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
@@ -337,12 +359,41 @@ class IngestWorker:
         self._set_paused(set(partitions), False)
 
     def _set_paused(self, partitions: set[SourcePartition], paused: bool) -> None:
-        if paused:
-            self._paused |= partitions
-            self._pauses.pause(partitions)
+        self._paused = self._paused | partitions if paused else self._paused - partitions
+        for key in partitions:
+            self._retried_at_ms.pop(key, None)
+            self._switch(key)
+
+    def _switch(self, key: SourcePartition) -> None:
+        """Fetch a source partition or not: whatever ends one reason to pause it, another may still stand."""
+        source = self._sources.get(key)
+        if key in self._paused or (source is not None and source.is_held):
+            self._pauses.pause([key])
         else:
-            self._paused -= partitions
-            self._pauses.resume(partitions)
+            self._pauses.resume([key])
+
+    def _pause_for(self, flood: Flood, rule: FloodRule, source: OwnedPartition, last: DeadLetter | None) -> None:
+        """Pause one source partition for a flood; it is tried again by itself. What was read of it is kept."""
+        self.pause([source.key])
+        self._retried_at_ms[source.key] = self._clock.now_ms() + rule.pause_ms
+        log.error(
+            "%s[%d] is paused: %d of its last %d records (%.0f %%) became dead letters, the last one %s; mend what "
+            "writes them or the topic's configuration, and see `drift dead-letters list --topic %s`; it is tried "
+            "again in %.0f s",
+            source.topic,
+            source.partition,
+            flood.dead,
+            flood.records,
+            100 * flood.dead / flood.records,
+            f"{last.reason.value} ({short(last.detail)})" if last is not None else "earlier",
+            source.topic,
+            rule.pause_ms / 1000,
+        )
+
+    def _try_again(self, now_ms: int) -> None:
+        for key in [key for key, at_ms in self._retried_at_ms.items() if at_ms <= now_ms]:
+            log.warning("%s[%d] is tried again after a flood of dead letters", *key)
+            self.resume([key])
 
     def _must_wait(self, source: OwnedPartition) -> bool:
         without_start = source.reader.commits and source.committed is None  # a later owner might start elsewhere
@@ -374,6 +425,7 @@ class IngestWorker:
         """Commit and state what is due."""
         now_ms = self._clock.now_ms()
         status = self._status.status()
+        self._try_again(now_ms)
         if now_ms - self._stated_at_ms >= self._options.statement_every_ms:
             self._stated_at_ms = now_ms
             self._state(status, now_ms)

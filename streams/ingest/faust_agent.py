@@ -30,6 +30,7 @@ from streams.batching import (
 from streams.batching.transport import BatchingConsumer
 from streams.clock import Clock
 from streams.ingest.agent import IngestOptions, IngestWorker
+from streams.ingest.flood import rule_of
 from streams.ingest.lanes import declare_lane, source_name
 from streams.ingest.ports import FetchStatus, ProducerPort, SourcePartition
 from streams.ingest.readers import ControlReader, FlowReader, ReplayReader, SourceReader
@@ -111,6 +112,7 @@ class IngestAgents:
                 statement_every_ms=settings.worker.statement_every_ms,
                 idle_ms={lane.name: lane.idle_ms for lane in settings.lanes},
                 accept_loss=settings.worker.accept_loss,
+                floods={flow.topic: rule_of(flow) for flow in settings.flows},
             ),
             self._readers,
             producer=producer,
@@ -132,14 +134,15 @@ class IngestAgents:
         self._lanes.update(
             (lane.name, declare_lane(lane, flows, counts, topics.incarnation)) for lane in settings.lanes
         )
-        readers: dict[str, SourceReader] = {}
+        sources: dict[str, FlowReader] = {}
         for flow in flows:
-            if flow.topic in readers:
+            if flow.topic in sources:
                 raise ConfigurationError(f"flows: topic {flow.topic!r} is configured twice")
             source = source_name(flow.topic, topics.incarnation)
-            readers[flow.topic] = FlowReader(flow, source, self._lanes[flow.lane], targets)
+            sources[flow.topic] = FlowReader(flow, source, self._lanes[flow.lane], targets)
+        readers: dict[str, SourceReader] = {**sources}
         member = Member(source_name(replay, topics.incarnation), counts[replay])
-        readers[replay] = ReplayReader(replay, member, lambda: self._lanes, targets, REPLAY_MAX_MESSAGE_BYTES)
+        readers[replay] = ReplayReader(replay, member, lambda: self._lanes, targets, REPLAY_MAX_MESSAGE_BYTES, sources)
         controls = topics.name("drift_controls")
         readers[controls] = ControlReader(source_name(controls, topics.incarnation), targets)
         return readers

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from schemas.errors import LossDetected
 from streams.ingest.chunk import SourceChunk, cut, join
+from streams.ingest.flood import FloodWatch
 from streams.ingest.ports import FetchedChunk, FetchStatus, SourcePartition
 from streams.ingest.readers import LaneProgress, SourceReader
 from streams.ingest.statements import SourceStanding
@@ -38,6 +39,7 @@ class OwnedPartition:
         is_stopped: an error ended it.
         highwater: end of the log as the last chunk said.
         lanes: by (name, generation).
+        flood: what of its records became dead letters lately.
     """
 
     topic: str
@@ -56,6 +58,7 @@ class OwnedPartition:
     is_held: bool = False
     is_stopped: bool = False
     highwater: int = -1
+    flood: FloodWatch = field(default_factory=FloodWatch)
 
     @property
     def key(self) -> SourcePartition:
