@@ -1,6 +1,7 @@
 """A migrated ClickHouse for tests: a server from CLICKHOUSE_DSN, one in Docker, or chdb. First that works.
 
-tests/conftest.py loads it. Every test gets an own database, dropped afterwards.
+``CLICKHOUSE_DSN=front`` takes chdb behind HTTP (tests/faults/clickhouse_front.py): the product's ``http://`` branch
+without a server. tests/conftest.py loads it. Every test gets an own database, dropped afterwards.
 """
 
 import os
@@ -18,7 +19,9 @@ from schemas.settings import ClickHouseSettings
 from streams.clickhouse import connect
 from streams.migrate import migrate
 from tests.builders_clickhouse import ClickHouse
+from tests.faults.clickhouse_front import ClickHouseFront
 
+FRONT = "front"
 SERVER_IMAGE = "clickhouse/clickhouse-server:25.8"
 
 
@@ -46,6 +49,13 @@ def _docker_server() -> Any:
 @pytest.fixture(scope="session")
 def clickhouse_home() -> Iterator[ClickHouseSettings]:
     """Settings of the ClickHouse of this test run; chdb allows one folder a process, hence one a session."""
+    if os.environ.get("CLICKHOUSE_DSN") == FRONT:
+        with (
+            tempfile.TemporaryDirectory(prefix="drift-front-", ignore_cleanup_errors=True) as folder,
+            ClickHouseFront(Path(folder) / "clickhouse") as front,
+        ):
+            yield ClickHouseSettings(dsn=front.settings().dsn)
+        return
     if dsn := os.environ.get("CLICKHOUSE_DSN"):
         yield ClickHouseSettings(dsn=SecretStr(dsn))
         return

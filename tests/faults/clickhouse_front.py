@@ -312,8 +312,9 @@ class Server:
             await asyncio.sleep(self._delay_s)
         if call is None:
             return web.Response(text="Ok.\n")
-        answer = authentication_error(request) or await asyncio.to_thread(self._engine.execute, call)
-        if isinstance(answer, Answer) and answer.error_code is not None:
+        refused = authentication_error(request)
+        answer: Answer = refused or await asyncio.to_thread(self._engine.execute, call)
+        if answer.error_code is not None:
             self._errors[answer.error_code] += 1
         if fault is Fault.CLOSE_AFTER_STORE:
             return _cut(request)

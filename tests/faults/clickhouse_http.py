@@ -21,13 +21,13 @@ from aiohttp import web
 
 USER, PASSWORD = "drift", "drift"
 
-_TRANSPORT = frozenset(
-    "query database query_id session_id session_timeout session_check close_session compress decompress quota_key role "
-    "wait_end_of_query client_protocol_version buffer_size default_format user password stacktrace".split()
-)
+_TRANSPORT = frozenset({"query", "database", "query_id", "session_id", "session_timeout", "session_check", "role"})
+_TRANSPORT |= {"close_session", "compress", "decompress", "quota_key", "wait_end_of_query", "client_protocol_version"}
+_TRANSPORT |= {"buffer_size", "default_format", "user", "password", "stacktrace"}
 """Parameters of the URL that are no settings of the engine."""
 _WITH_RESULT = frozenset({"SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "EXISTS", "CHECK"})
 _INSERT = re.compile(rb"\s*(INSERT\s+INTO\s.+?)\s+FORMAT\s+(\w+)\s*?(?:\n|\Z)", re.IGNORECASE | re.DOTALL)
+_connect: Any = chdb.connect  # untyped
 _HEAD_BYTES = 1 << 16
 _FORMAT = re.compile(rb"\bFORMAT\s+(\w+)\s*;?\s*\Z", re.IGNORECASE)
 _BLOCK_INFO = b"\x01\x00\x02\xff\xff\xff\xff\x00"
@@ -91,7 +91,7 @@ class Engine:
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self._path = str(path.resolve())
-        self._keeper = chdb.connect(self._path)  # the engine lives as long as one connection
+        self._keeper = _connect(self._path)  # the engine lives as long as one connection
         version, self.timezone = self._keeper.query("SELECT version(), timezone()", "TabSeparated").data().split()
         self.version = str(version)
 
@@ -101,7 +101,7 @@ class Engine:
 
     def execute(self, call: Call) -> Answer:
         """Run one call in a session of its own; what the engine refuses is an answer, too."""
-        connection = chdb.connect(self._path)
+        connection = _connect(self._path)
         try:
             if call.database:
                 connection.query(f"USE `{call.database.replace('`', '``')}`")

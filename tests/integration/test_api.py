@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from api.app import create_app
 from api.clickhouse import ReaderPool, open_reader
 from api.problems import Problem
+from schemas.clickhouse_dsn import is_embedded
 from schemas.drift import Activity, DriftKind, Severity
 from schemas.settings import ApiSettings, ClickHouseSettings, Settings
 from tests.builders_clickhouse import ClickHouse
@@ -501,6 +502,8 @@ async def test_slow_query_is_504(clickhouse: ClickHouse) -> None:
     ],
 )
 def test_reader_can_only_read(clickhouse: ClickHouse, sql: str) -> None:
+    if ("file(" in sql or "url(" in sql) and not is_embedded(clickhouse.settings):
+        pytest.skip("on a server it is the grants of the API's user that close file() and url()")
     reader = open_reader(settings_of(clickhouse))
     try:
         with pytest.raises(clickhouse_connect.driver.exceptions.DatabaseError, match=r"READONLY|ACCESS_DENIED"):
