@@ -313,7 +313,7 @@ class Server:
         if call is None:
             return web.Response(text="Ok.\n")
         refused = authentication_error(request)
-        answer: Answer = refused or await asyncio.to_thread(self._engine.execute, call)
+        answer = refused if refused is not None else await asyncio.to_thread(self._engine.execute, call)
         if answer.error_code is not None:
             self._errors[answer.error_code] += 1
         if fault is Fault.CLOSE_AFTER_STORE:
