@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+MINUTE_MS = 60_000
 DAY_MS = 86_400_000
 
 HEADER_TENANT = "x-tenant"
@@ -63,7 +64,18 @@ STATE = TopicDeclaration(
     "tenant-state",
     "chunk key",
     "checkpoint chunks and manifests (streams/graph/checkpoints.py)",
-    config={"cleanup.policy": "compact", "max.message.bytes": "2097152"},
+    config={
+        "cleanup.policy": "compact",
+        "max.message.bytes": "2097152",
+        # The segment being written is never compacted, and Kafka's defaults (1 GiB, 7 days) would let a partition grow
+        # to gigabytes of chunks that newer ones have replaced. Recovery does not need this, disks do.
+        "segment.bytes": str(64 << 20),
+        "segment.ms": str(10 * MINUTE_MS),
+        "min.cleanable.dirty.ratio": "0.3",
+        "max.compaction.lag.ms": str(60 * MINUTE_MS),
+        # A tombstone need only outlive a reader that has read what it removes: recovery reads for a minute at most.
+        "delete.retention.ms": str(60 * MINUTE_MS),
+    },
 )
 DEAD_LETTER = TopicDeclaration(
     "dead_letter",

@@ -9,7 +9,7 @@ import faust
 from faust.types import TP
 
 from schemas.errors import WireFormatError
-from streams.batching import EARLIEST, Chunk, batched_topic, commit
+from streams.batching import EARLIEST, Chunk, batched_topic, commit, committed
 from streams.graph.partition import GraphPartition
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ class GraphAgent:
         self.partitions: dict[int, GraphPartition] = {}
         self._queues: dict[int, asyncio.Queue[Chunk]] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._generations: dict[int, int] = {}  # in which a partition was last ours
         self._app = app
         self._make_partition = make_partition
         self._source = batched_topic(app, topic)
@@ -50,10 +51,20 @@ class GraphAgent:
 
     async def start_offset(self, tp: TP) -> int | None:
         """Restore a partition's state before its first chunk; return where to go on."""
+        generation = self._app.consumer_generation_id
+        if generation - self._generations.get(tp.partition, generation) > 1:
+            # Another worker may have owned it meanwhile: it has published what we do not know of, and removed chunks.
+            await self._stop_task(tp.partition)
+            self.partitions.pop(tp.partition, None)
+        self._generations[tp.partition] = generation
         partition = self.partitions.get(tp.partition)
         if partition is None:
             partition = self.partitions[tp.partition] = self._make_partition(tp.partition)
-        start = await partition.recover()
+        if partition.is_recovered:
+            start = await partition.recover()
+        else:
+            offset = (await committed(self._app, [tp])).get(tp)
+            start = await partition.recover(-1 if offset is None else offset - 1)
         if tp.partition not in self._tasks:
             queue = self._queues[tp.partition] = asyncio.Queue()
             self._tasks[tp.partition] = asyncio.create_task(self._work(partition, queue))
@@ -77,8 +88,8 @@ class GraphAgent:
                         f"offsets {chunk.corrupt.first_offset} to {chunk.corrupt.last_offset} cannot be read: "
                         f"{chunk.corrupt.detail}"
                     )
-                if offset is not None:
-                    await commit(self._app, {TP(chunk.topic, chunk.partition): offset})
+                if offset is not None and await commit(self._app, {TP(chunk.topic, chunk.partition): offset}):
+                    await partition.prune()
             except Exception as error:
                 # Going on behind what failed would be a hole in the state: stop the worker instead.
                 logger.error("%s[%d]: the graph agent stops: %s", chunk.topic, chunk.partition, error)
@@ -100,5 +111,5 @@ class GraphAgent:
         async with partition.turn:
             await self._stop_task(number)
         offset = await partition.checkpoint()
-        if offset is not None:
-            await commit(self._app, {TP(self.topic, number): offset})
+        if offset is not None and await commit(self._app, {TP(self.topic, number): offset}):
+            await partition.prune()

@@ -94,8 +94,11 @@ class GraphPartition:
         """Return for how long applied records have been waiting for a checkpoint; 0 if none wait."""
         return max(0, now_ms - self._checkpointed_ms) if self.machine.offset > self._checkpointed_offset else 0
 
-    async def recover(self) -> int | None:
+    async def recover(self, at_least: int = -1) -> int | None:
         """Restore the last checkpoint; return the offset to go on from, ``None`` if there is none yet.
+
+        Args:
+            at_least: an offset that a checkpoint is known to contain, as the group's committed offset says.
 
         Raises:
             CheckpointError: the saved state cannot be used.
@@ -103,7 +106,7 @@ class GraphPartition:
         if self._recovered:
             return self.machine.offset + 1 if self.machine.offset >= 0 else None
         self._checkpoints.forget(self.partition)
-        loaded = await self._checkpoints.load(self.partition)
+        loaded = await self._checkpoints.load(self.partition, at_least)
         if loaded is not None:
             manifest, chunks = loaded
             self.machine = restore(chunks)
@@ -179,6 +182,10 @@ class GraphPartition:
         """
         async with self._turn:
             return await self._checkpoint()
+
+    async def prune(self) -> None:
+        """Let older checkpoints go; only once the offset of the last one is committed (`Checkpoints.prune`)."""
+        await self._checkpoints.prune(self.partition)
 
     async def _checkpoint(self) -> int | None:
         started_ms = self._clock.now_ms()
