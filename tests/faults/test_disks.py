@@ -1,16 +1,24 @@
 """Disks that fill up and are freed again: nothing is lost, nothing is doubled, and everybody goes on."""
 
 import asyncio
+import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import NewTopic
 
+from deploy.brokers.kafka import KafkaBroker
 from schemas.clickhouse_dsn import is_embedded
+from schemas.settings import KafkaSettings
 from streams.clickhouse import connect
+from streams.kafka_clients import make_admin, make_consumer, make_producer
 from streams.metrics import Metrics
 from streams.migrate import migrate
+from streams.producing import AcknowledgedProducer
 from streams.sinks.rows import graph_rows
 from streams.sinks.writer import PartitionWriter, Poison
 from tests.builders_clickhouse import HOUR_MS, MINUTE_MS, ClickHouse, make_window, messages_of
@@ -132,3 +140,86 @@ async def test_a_full_temporary_folder_holds_embedded_inserts_up(
     assert waits.count == 3
     assert clickhouse.rows("SELECT count(), sum(calls) FROM {db}.edges_1m FINAL") == STORED
     assert list(disk.path.iterdir()) == []  # and leaves nothing behind
+
+
+class Sending:
+    """Sends numbered records to a partition, one after the other, as ingest does; notes what was acknowledged."""
+
+    def __init__(self, producer: AcknowledgedProducer, topic: str, partition: int) -> None:
+        self.partition = partition
+        self.acknowledged: list[bytes] = []
+        self.ending = False
+        self._producer, self._topic = producer, topic
+        self.task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while not self.ending:
+            value = b"%d:%d:" % (self.partition, len(self.acknowledged)) + os.urandom(20_000)
+            await self._producer.send(self._topic, self.partition, value)
+            self.acknowledged.append(value[:20])
+
+
+async def until(condition: Callable[[], bool], deadline_s: float) -> None:
+    async with asyncio.timeout(deadline_s):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
+async def values_of(kafka: KafkaSettings, topic: str, partitions: int) -> dict[int, list[bytes]]:
+    """Return the first bytes of all records by partition, in order."""
+    consumer = make_consumer(kafka)
+    await consumer.start()
+    found: dict[int, list[bytes]] = {}
+    try:
+        for number in range(partitions):
+            tp = TopicPartition(topic, number)
+            consumer.assign([tp])
+            await consumer.seek_to_beginning(tp)
+            end = (await consumer.end_offsets([tp]))[tp]
+            values = found[number] = []
+            while await consumer.position(tp) < end:
+                for records in (await consumer.getmany(tp, timeout_ms=500)).values():
+                    values += [record.value[:20] for record in records]
+    finally:
+        await consumer.stop()
+    return found
+
+
+@pytest.mark.kafka
+async def test_the_brokers_disk_full_ends_the_broker_and_loses_no_acknowledged_record(
+    disk_of: Callable[[int], SmallDisk], own_kafka: Callable[..., KafkaBroker], unique_name: str
+) -> None:
+    disk = disk_of(160 * MIB)
+    broker = own_kafka()
+    (disk.path / "data").mkdir()
+    broker.directory.mkdir(parents=True)
+    (broker.directory / "data").symlink_to(disk.path / "data")  # its log is not on the small disk
+    await asyncio.to_thread(broker.start)
+    kafka = KafkaSettings(bootstrap=broker.address)
+    admin, raw = make_admin(kafka), make_producer(kafka)
+    await admin.start()
+    await raw.start()
+    try:
+        await admin.create_topics([NewTopic(unique_name, 3, 1)])
+        producer = AcknowledgedProducer(raw, Metrics())
+        sending = [Sending(producer, unique_name, number) for number in range(3)]
+        await until(lambda: all(len(s.acknowledged) > 20 for s in sending), 30)
+        disk.fill()
+        # Apache Kafka marks its only log directory as failed and halts.
+        await until(lambda: not broker.process.is_running(), 60)
+        before = [len(s.acknowledged) for s in sending]
+        assert not any(s.task.done() for s in sending)  # a retriable error: they repeat
+        disk.free()
+        started = time.monotonic()
+        await asyncio.to_thread(broker.start)
+        print(f"Apache Kafka came back in {time.monotonic() - started:.1f} s")
+        await until(lambda: all(len(s.acknowledged) > n + 20 for s, n in zip(sending, before, strict=True)), 60)
+        for s in sending:
+            s.ending = True
+        await asyncio.gather(*(s.task for s in sending))
+        found = await values_of(kafka, unique_name, 3)
+        for s in sending:
+            assert list(dict.fromkeys(found[s.partition])) == s.acknowledged  # all, in order; repeats are allowed
+    finally:
+        await raw.stop()
+        await admin.close()
