@@ -1,0 +1,126 @@
+"""An event loop in virtual time: nothing waits, order follows from the seed alone."""
+
+import asyncio
+import contextvars
+import heapq
+from asyncio import events
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+
+class _Timer:
+    """A callback to come; cancelling leaves it in the heap."""
+
+    __slots__ = ("args", "callback", "is_cancelled")
+
+    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.callback = callback
+        self.args = args
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class VirtualLoop(asyncio.AbstractEventLoop):
+    """Runs callbacks in the order they were called for, then jumps to the next timer.
+
+    Blocking work (`asyncio.to_thread`) runs on the spot. Context variables are not kept apart: nothing here uses them.
+    """
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._ready: deque[_Timer] = deque()
+        self._timers: list[tuple[float, int, _Timer]] = []
+        self._numbers = 0
+        self.errors: list[BaseException] = []
+
+    # -- what asyncio asks of a loop
+
+    def time(self) -> float:
+        return self.now_s
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return True
+
+    def is_closed(self) -> bool:
+        return False
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> _Timer:
+        timer = _Timer(callback, args)
+        self._ready.append(timer)
+        return timer
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> _Timer:
+        timer = _Timer(callback, args)
+        self._numbers += 1
+        heapq.heappush(self._timers, (self.now_s + delay, self._numbers, timer))
+        return timer
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> _Timer:
+        return self.call_later(when - self.now_s, callback, *args)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
+
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:  # type: ignore[override]
+        return asyncio.Task(coro, loop=self, **options)
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+        """Run it now; `Died` leaves the caller waiting for ever, as it is no more."""
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Died:
+            pass
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is not None:
+            self.errors.append(error)
+
+    # -- driving
+
+    def run_until(self, end_s: float) -> None:
+        """Run everything that is due until then."""
+        running = events._get_running_loop()
+        events._set_running_loop(self)
+        ready, timers = self._ready, self._timers
+        try:
+            while True:
+                while ready:
+                    timer = ready.popleft()
+                    if not timer.is_cancelled:
+                        timer.callback(*timer.args)
+                if not timers or timers[0][0] > end_s:
+                    break
+                when, _, timer = heapq.heappop(timers)
+                if not timer.is_cancelled:
+                    if when > self.now_s:
+                        self.now_s = when
+                    timer.callback(*timer.args)
+        finally:
+            events._set_running_loop(running)
+        if end_s != float("inf"):
+            self.now_s = max(self.now_s, end_s)
+
+    def spawn(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start a task from outside the loop."""
+        return asyncio.Task(coro, loop=self)
+
+
+class Died(BaseException):
+    """The process that makes this call has been killed."""

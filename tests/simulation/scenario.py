@@ -1,0 +1,240 @@
+"""What a seed means: the flows that producers push, and every fault that happens. Drawn once, before anything runs."""
+
+import json
+import random
+from dataclasses import dataclass, field
+
+EPOCH_MS = 1_763_850_000_000
+WINDOW_MS = 20_000
+LATENESS_MS = 15_000
+"""More than a fetch may be old (10 s) plus the producers' disorder and the workers' skew: a prompt row is never late."""
+IDLE_MS = 4_000
+SKEW_MS = 5_000
+MAX_WAIT_MS = 60_000
+DISORDER_S = 3.0
+WORKER_SKEW_MS = 500
+PRODUCE_S = 28.0
+SETTLE_S = 150.0
+"""From the last fault on, silence closes every window within less than this."""
+PARTITIONS = 3
+SOURCES = PARTITIONS
+TENANT_PAIRS = (("acme", "hooli"), ("acme", "hooli"), ("acme", "globex"), ("initech", "globex"))
+"""Their partitions of three: acme 1, globex 2, initech 0, hooli 1."""
+DAY_S = 86_400.0
+
+PROMPT, TARDY, DEAD = "prompt", "tardy", "dead"
+"""What must become of a row: on time in its window; counted once, late or in whatever window; a dead letter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record that a producer pushed, as the check counts it.
+
+    Attributes:
+        calls: a power of two, each once an edge: sums tell which rows are in.
+        window: index of the window of its event time.
+    """
+
+    tenant: str
+    src: str
+    dst: str
+    calls: int
+    is_server: bool
+    window: int
+    fate: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a source topic. ``dead``: indexes of its records that become dead letters; -1 is the whole."""
+
+    at_s: float
+    partition: int
+    value: bytes
+    rows: tuple[Row, ...]
+    dead: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Scenario:
+    """Input and faults of one schedule. Times in seconds of true time from the start.
+
+    Attributes:
+        crashes: effect number to when it strikes: ``before``, ``after`` or ``wire`` (dead, but the request still lands).
+        recrash: so many effects after the restart of a crashed worker the next one strikes.
+        zombies: (from, until, worker): its partitions are given away and it does not know.
+        rebalances: times at which partitions move.
+        outages: (from, until) in which no produce succeeds. stalls: (from, until, source partition) without fetches.
+        produce_faults: chances of (failure, timeout after append, timeout and the record lands much later).
+        insert_faults: chance that an insert fails, before or after it took hold. down: (from, until) of ClickHouse.
+        pauses: (from, until, source partition) for a flood.
+        truncations: (at, source partition, share of the unread records that retention deletes).
+        incarnation_s: when an embedded installation stops and starts with an empty broker; ``None``: never.
+    """
+
+    seed: int
+    messages: list[Message]
+    controls: list[tuple[float, bytes, bytes]] = field(default_factory=list)
+    append_time: bool = False
+    max_record_bytes: int = 512 * 1024
+    fetch_s: float = 4.0
+    crashes: dict[int, str] = field(default_factory=dict)
+    recrash: list[tuple[int, str]] = field(default_factory=list)
+    zombies: list[tuple[float, float, int]] = field(default_factory=list)
+    rebalances: list[float] = field(default_factory=list)
+    outages: list[tuple[float, float]] = field(default_factory=list)
+    stalls: list[tuple[float, float, int]] = field(default_factory=list)
+    produce_faults: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    insert_faults: float = 0.0
+    down: tuple[float, float] = (0.0, 0.0)
+    pauses: list[tuple[float, float, int]] = field(default_factory=list)
+    truncations: list[tuple[float, int, float]] = field(default_factory=list)
+    accept_loss: bool = False
+    incarnation_s: float | None = None
+    learning_windows: int = 0
+    skews_ms: tuple[int, int] = (0, 0)
+    heal_s: float = PRODUCE_S
+    real_rows: bool = False
+
+
+class _Input:
+    """Draws messages; keeps count of each edge's rows so that every one has a power of two of its own."""
+
+    def __init__(self, rng: random.Random, tenants: tuple[str, str], with_latency: bool) -> None:
+        self._rng = rng
+        self._tenants = tenants
+        self._with_latency = with_latency
+        self._rows_of: dict[tuple[str, str, str], int] = {}
+
+    def row(self, at_s: float, event_s: float, fate: str, dst: str, tenant: str, side: str = "") -> tuple[str, Row]:
+        """Return a flow's JSON and how it counts. ``side`` ``server`` repeats the calls of the client's row before."""
+        src = "a"
+        key = (tenant, src, dst)
+        number = self._rows_of.get(key, 0)
+        if side == "server":
+            number -= 1
+        else:
+            self._rows_of[key] = number + 1
+        assert number < 31, "calls of a row stay below 2**32"
+        calls = 1 << number
+        time_ms = EPOCH_MS + int(event_s * 1000)
+        extra = f',"reporter":"{side}"' if side else ""
+        if self._with_latency:
+            extra += f',"latency_us":{self._rng.randrange(100, 9_000)}'
+        text = (
+            f'{{"time_ms":{time_ms},"src":"{src}","dst":"{dst}","tenant":"{tenant}","calls":{calls},'
+            f'"port":80,"protocol":"tcp","host":"h{self._rng.randrange(4)}"{extra}}}'
+        )
+        return text, Row(tenant, src, dst, calls, side == "server", time_ms // WINDOW_MS, fate)
+
+    def prompt(self, at_s: float) -> tuple[str, Row]:
+        """Draw a row that must be on time."""
+        rng = self._rng
+        known = ("b", "c", "d") if at_s > 14.0 else ("b", "c")
+        tenant = self._tenants[rng.random() < 0.4]
+        return self.row(at_s, max(0.0, at_s - rng.random() * DISORDER_S), PROMPT, rng.choice(known), tenant)
+
+    def tardy(self, at_s: float) -> tuple[str, Row]:
+        """Draw a row far behind, or ahead of the clock."""
+        rng = self._rng
+        event_s = at_s + 7.5 if rng.random() < 0.3 else max(-20.0, at_s - 16.0 - rng.random() * 20.0)
+        return self.row(at_s, event_s, TARDY, rng.choice(("b", "c")), self._tenants[rng.random() < 0.4])
+
+
+def _messages(rng: random.Random, source: _Input, tenants: tuple[str, str], count: int) -> list[Message]:
+    times = sorted(rng.random() * PRODUCE_S for _ in range(count))
+    if rng.random() < 0.4:  # a phase in which nobody says anything
+        gap_from = rng.random() * 10.0 + 4.0
+        times = sorted(at if at < gap_from else at + 8.0 for at in times)
+    messages = []
+    silent = rng.randrange(SOURCES) if rng.random() < 0.3 else None  # one partition falls idle, or never has a word
+    silent_from = rng.choice((0.0, 10.0))
+    for number, at_s in enumerate(times):
+        partition = number if number < SOURCES else rng.randrange(SOURCES)
+        if partition == silent and at_s >= silent_from:
+            partition = (partition + 1) % SOURCES
+        sort = rng.random()
+        if sort < 0.52:
+            drawn = [source.prompt(at_s)]
+        elif sort < 0.76:
+            drawn = [source.prompt(at_s) for _ in range(rng.randrange(2, 4))]
+        elif sort < 0.88:
+            drawn = [source.tardy(at_s)]
+        elif sort < 0.91:
+            drawn = [source.row(at_s, at_s + 10 * DAY_S, DEAD, "b", tenants[0])]
+        elif sort < 0.95:
+            messages.append(Message(at_s, partition, b"junk", (), (-1,)))
+            continue
+        else:
+            text, row = source.prompt(at_s)
+            bad = '{"time_ms":"now","src":"a","dst":"b","tenant":"acme"}'
+            messages.append(Message(at_s, partition, f"[{text},{bad}]".encode(), (row,), (1,)))
+            continue
+        texts, rows = [text for text, _ in drawn], tuple(row for _, row in drawn)
+        value = texts[0] if len(texts) == 1 else "[" + ",".join(texts) + "]"
+        dead = (0,) if rows[0].fate == DEAD else ()
+        messages.append(Message(at_s, partition, value.encode(), rows, dead))
+    for _ in range(rng.choice((0, 1, 1, 2))):  # a call that both ends report, one after the other
+        at_s, later_s = rng.random() * (PRODUCE_S - 6.0), rng.random() * 2.5
+        partition, tenant = rng.randrange(SOURCES), tenants[rng.random() < 0.5]
+        for side, when_s in (("client", at_s), ("server", at_s + later_s)):
+            text, row = source.row(when_s, at_s, PROMPT, "p", tenant, side)
+            messages.append(Message(when_s, partition, text.encode(), (row,)))
+    messages.sort(key=lambda message: message.at_s)
+    return messages
+
+
+def draw(seed: int) -> Scenario:
+    """Return the schedule of a seed."""
+    rng = random.Random(seed)
+    tenants = rng.choice(TENANT_PAIRS)
+    source = _Input(rng, tenants, with_latency=seed % 4 == 0)
+    scenario = Scenario(seed, _messages(rng, source, tenants, rng.randrange(6, 10)))
+    scenario.skews_ms = (rng.randrange(-WORKER_SKEW_MS, WORKER_SKEW_MS), rng.randrange(-WORKER_SKEW_MS, WORKER_SKEW_MS))
+    scenario.append_time = rng.random() < 0.3
+    scenario.max_record_bytes = 1_100 if rng.random() < 0.2 else scenario.max_record_bytes
+    scenario.fetch_s = rng.choice((2.0, 6.0, 9.0))
+    scenario.learning_windows = rng.choice((0, 0, 1))
+    scenario.real_rows = seed % 16 == 5
+    if rng.random() < 0.2:
+        value = json.dumps({"learning_windows": rng.randrange(3)}).encode()
+        scenario.controls.append((rng.random() * 20.0, f"{tenants[0]}:tenant-settings:x".encode(), value))
+    _draw_faults(rng, scenario)
+    return scenario
+
+
+def _draw_faults(rng: random.Random, scenario: Scenario) -> None:
+    def span(longest_s: float, latest_s: float = PRODUCE_S) -> tuple[float, float]:
+        from_s = rng.random() * latest_s
+        return from_s, from_s + 1.0 + rng.random() * longest_s
+
+    for _ in range(rng.choice((0, 1, 1, 2, 3))):
+        scenario.crashes[rng.randrange(1, 70)] = rng.choice(("before", "after", "after", "wire"))
+    for _ in range(rng.choice((0, 0, 1))):
+        scenario.recrash.append((rng.randrange(1, 15), rng.choice(("before", "after", "wire"))))
+    if rng.random() < 0.3:
+        scenario.zombies.append((*span(12.0), rng.randrange(2)))
+    if rng.random() < 0.4:
+        scenario.rebalances.append(rng.random() * PRODUCE_S)
+    if rng.random() < 0.15:
+        scenario.outages.append(span(6.0))
+    if rng.random() < 0.35:
+        scenario.stalls.append((*span(18.0), rng.randrange(SOURCES)))
+    if rng.random() < 0.5:
+        scenario.produce_faults = (rng.random() * 0.06, rng.random() * 0.06, rng.random() * 0.03)
+    if rng.random() < 0.5:
+        scenario.insert_faults = rng.random() * 0.3
+    if rng.random() < 0.15:
+        scenario.down = span(20.0)
+    special = rng.random()
+    if special < 0.08:
+        scenario.pauses.append((*span(10.0), rng.randrange(SOURCES)))
+    elif special < 0.18:
+        scenario.truncations.append((5.0 + rng.random() * 20.0, rng.randrange(SOURCES), rng.choice((0.5, 1.0))))
+        scenario.accept_loss = rng.random() < 0.5
+        if rng.random() < 0.7:  # so that something is unread when retention comes
+            at_s, partition, _ = scenario.truncations[0]
+            scenario.stalls.append((max(0.0, at_s - 12.0), at_s + 1.0, partition))
+    elif special < 0.26:
+        scenario.incarnation_s = 12.0 + rng.random() * 10.0
+    scenario.heal_s = max([PRODUCE_S, *(message.at_s for message in scenario.messages)])
