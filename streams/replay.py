@@ -21,6 +21,7 @@ from schemas.settings import FlowTopic, Settings
 from schemas.tenant_log import ENDED, LaneConfig, LogRecord, Member, Progress, decode_record
 from schemas.topics import HEADER_END, HEADER_LANE
 from streams.clock import Clock
+from streams.idempotence import supports_idempotence
 from streams.ingest.chain import position_before
 from streams.ingest.chunk import chunk_of
 from streams.ingest.lanes import REPLAY_PREFIX, LaneHeader, detection_of, encode_header
@@ -270,7 +271,8 @@ async def push_file(
         raise ConfigurationError(
             f"lane {lane.name!r} is not declared: name one of {sorted(declared)}, or {REPLAY_PREFIX}NAME"
         )
-    producer = make_producer(settings.kafka, max_request_size=_MAX_REQUEST_BYTES)
+    idempotent = await supports_idempotence(settings.kafka)  # else a repeated request can write a record twice
+    producer = make_producer(settings.kafka, max_request_size=_MAX_REQUEST_BYTES, enable_idempotence=idempotent)
     await producer.start()
     try:
         pacer = None if speed is None else Pacer(source_format(format_name), speed, clock, sleep)

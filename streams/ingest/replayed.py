@@ -1,21 +1,24 @@
 """Dead letters that are replayed: rows and dead letters go by the coordinate they had in their own topic. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated
 
 import msgspec
 import numpy as np
 
 from schemas.dead_letter import DeadLetter, Reason
-from schemas.ids import MAX_RECORDS_PER_MESSAGE, split_position
+from schemas.ids import MAX_RECORDS_PER_MESSAGE, position_of, split_position
 from schemas.tenant_log import ORIGIN, IntColumn
 from schemas.topics import HEADER_ORIGIN
 from streams.ingest.chunk import MessageChunk, SourceChunk
 from streams.ingest.columns import Table, positions_of, rows_of
 from streams.result import WHOLE_MESSAGE, Refusal, Rejected, short
 
-_Index = Annotated[int, msgspec.Meta(ge=0, le=MAX_RECORDS_PER_MESSAGE)]
+MAX_INDEXES = 1_000
+"""Records of one message that one header can name."""
+
+_Index = Annotated[int, msgspec.Meta(ge=0, lt=MAX_RECORDS_PER_MESSAGE)]
 _Offset = Annotated[int, msgspec.Meta(ge=0, lt=1 << 43)]
 
 
@@ -23,15 +26,15 @@ class OriginHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """The ``drift-origin`` header of records of the replay topic, as JSON: where the record comes from.
 
     Attributes:
-        index: of the record in its message, or ``WHOLE_MESSAGE``: all its records.
-        alone: the value is that one record; otherwise it is the whole message.
+        indexes: of the records in their message; none: all of them.
+        alone: the value is the one record of ``indexes``; otherwise it is the whole message.
         timestamp_ms, timestamp_type: of the original message; -1 is unknown.
     """
 
     topic: Annotated[str, msgspec.Meta(min_length=1, max_length=249)]
     partition: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
     offset: _Offset
-    index: _Index = WHOLE_MESSAGE
+    indexes: Annotated[tuple[_Index, ...], msgspec.Meta(max_length=MAX_INDEXES)] = ()
     incarnation: Annotated[str, msgspec.Meta(max_length=256)]
     alone: bool = False
     timestamp_ms: int = -1
@@ -53,20 +56,29 @@ def read_origin(data: bytes | None) -> OriginHeader:
         Refusal: it cannot be read.
     """
     try:
-        return _decoder.decode(data or b"")
+        origin = _decoder.decode(data or b"")
+        if origin.alone and len(origin.indexes) != 1:
+            raise Refusal(Reason.LANE_UNDECLARED, "the drift-origin header does not name the one record that it is")
+        return origin
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal(Reason.LANE_UNDECLARED, short(f"the drift-origin header cannot be read: {error}")) from error
 
 
 def origin_of(letter: DeadLetter, incarnation: str) -> OriginHeader:
-    """Return the header under which a dead letter's own payload is replayed. ``incarnation``: where it names none."""
+    """Return the header under which a dead letter's own payload is replayed.
+
+    Args:
+        incarnation: where the dead letter names none: then it is of a worker that did not say either whether the
+            payload is one record alone; it was, wherever the coordinate names a record.
+    """
+    is_record = letter.index != WHOLE_MESSAGE
     return OriginHeader(
         topic=letter.topic,
         partition=letter.partition,
         offset=letter.offset,
-        index=letter.index,
+        indexes=(letter.index,) if is_record else (),
         incarnation=letter.incarnation or incarnation,
-        alone=letter.is_alone,
+        alone=is_record and (letter.is_alone or not letter.incarnation),
         timestamp_ms=letter.timestamp_ms,
         timestamp_type=letter.timestamp_type,
     )
@@ -88,18 +100,6 @@ def as_it_was(piece: SourceChunk, origins: Sequence[OriginHeader]) -> MessageChu
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What is wanted of each message. ``index``, ``alone``, ``offset``: ``(messages,)``."""
-
-    index: IntColumn
-    alone: IntColumn
-    offset: IntColumn
-
-    def is_whole(self, message: int) -> bool:
-        return bool(self.index[message] == WHOLE_MESSAGE)
-
-
 def take_wanted(table: Table, offsets: IntColumn, origins: Sequence[OriginHeader]) -> Table:
     """Return the rows that were dead letters, with their ``origin``, and what is wrong with those that still are.
 
@@ -111,29 +111,34 @@ def take_wanted(table: Table, offsets: IntColumn, origins: Sequence[OriginHeader
         A table without clocks: replayed rows say nothing about how far a source is. ``rejected`` has the indexes that
         the dead letters had.
     """
-    wanted = _Wanted(
-        np.array([origin.index for origin in origins], dtype=np.int64),
-        np.array([origin.alone for origin in origins], dtype=np.int64),
-        np.array([origin.offset for origin in origins], dtype=np.int64),
-    )
-    rejected = _still_bad(table.rejected, wanted)
+    rejected = _still_bad(table.rejected, origins)
     at, index = split_positions(table.columns["position"])
     message = np.searchsorted(offsets, at)
     counts = np.bincount(message, minlength=len(origins))
-    bad = np.zeros(len(origins), dtype=bool)
-    bad[[one.message for one in rejected]] = True
-    target = wanted.index[message]
-    whole = target == WHOLE_MESSAGE
-    is_single = (counts[message] == 1) & ~bad[message]
-    kept = whole | np.where(wanted.alone[message] > 0, is_single, index == target)
-    found = np.zeros(len(origins), dtype=bool)
-    found[message[kept]] = True
-    for number in np.flatnonzero(~found & ~bad & (wanted.index != WHOLE_MESSAGE)).tolist():
-        rejected.append(_missing(number, int(wanted.index[number]), int(counts[number]), bool(wanted.alone[number])))
+    is_bad = np.zeros(len(origins), dtype=bool)
+    is_bad[[bad.message for bad in table.rejected]] = True
+    whole = np.array([not origin.indexes for origin in origins], dtype=bool)
+    alone = np.array([origin.alone for origin in origins], dtype=bool)
+    only = np.array([origin.indexes[0] if origin.alone else 0 for origin in origins], dtype=np.int64)
+    index = np.where(alone[message], only[message], index)
+    pairs = positions_of(message, index)
+    wanted = _pairs([(number, at) for number, origin in enumerate(origins) for at in origin.indexes])
+    is_single = (counts == 1) & ~is_bad
+    kept = np.where(alone[message], is_single[message], whole[message] | np.isin(pairs, wanted))
+    settled = np.concatenate([pairs[kept], _pairs([(bad.message, bad.index) for bad in rejected])])
+    for pair in np.setdiff1d(wanted, settled).tolist():
+        number, missing = split_position(pair)
+        rejected.append(_missing(number, missing, int(counts[number]), origins[number].alone))
     rows = np.flatnonzero(kept)
     taken = rows_of(table, rows)
-    taken.columns[ORIGIN] = positions_of(wanted.offset[message[rows]], np.where(whole, index, target)[rows])
-    return replace(taken, rejected=sorted(rejected, key=lambda one: (one.message, one.index)))
+    base = np.array([origin.offset for origin in origins], dtype=np.int64)
+    taken.columns[ORIGIN] = positions_of(base[message[rows]], index[rows])
+    return replace(taken, rejected=sorted(rejected, key=lambda bad: (bad.message, bad.index)))
+
+
+def _pairs(pairs: Sequence[tuple[int, int]]) -> IntColumn:
+    """Pack (message, index) like coordinates."""
+    return np.array([position_of(*pair) for pair in pairs], dtype=np.int64)
 
 
 def split_positions(positions: IntColumn) -> tuple[IntColumn, IntColumn]:
@@ -142,17 +147,16 @@ def split_positions(positions: IntColumn) -> tuple[IntColumn, IntColumn]:
     return offsets, indexes  # type: ignore[return-value]
 
 
-def _still_bad(rejected: Sequence[Rejected], wanted: _Wanted) -> list[Rejected]:
-    """Return what is wrong with wanted records, once each, by the index that was wanted."""
+def _still_bad(rejected: Sequence[Rejected], origins: Sequence[OriginHeader]) -> list[Rejected]:
+    """Return what is wrong with the records that were wanted, each once, by the index that was wanted."""
     found: dict[tuple[int, int], Rejected] = {}
     for bad in rejected:
-        index = bad.index
-        if not wanted.is_whole(bad.message):
-            wanted_index = int(wanted.index[bad.message])
-            if not wanted.alone[bad.message] and index not in (WHOLE_MESSAGE, wanted_index):
-                continue
-            index = wanted_index
-        found.setdefault((bad.message, index), replace(bad, index=index))
+        wanted = origins[bad.message].indexes
+        indexes: Sequence[int] = [bad.index] if not wanted or bad.index in wanted else []
+        if origins[bad.message].alone or (wanted and bad.index == WHOLE_MESSAGE):
+            indexes = wanted
+        for index in indexes:
+            found.setdefault((bad.message, index), replace(bad, index=index))
     return list(found.values())
 
 
