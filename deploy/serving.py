@@ -1,8 +1,13 @@
-"""Runs the API in a thread of this process: embedded, it must share the ClickHouse engine with the worker."""
+"""Serving and stopping: the API in a thread of this process, and the end of a worker within its grace.
+
+Embedded, the API must share the ClickHouse engine with the worker.
+"""
 
 import asyncio
+import os
 import signal
 import socket
+import sys
 import threading
 import time
 
@@ -13,6 +18,41 @@ from schemas.errors import ConfigurationError
 from schemas.settings import Settings
 
 _DEADLINE_S = 20.0
+EXIT_UNFINISHED = 75
+"""Exit code (EX_TEMPFAIL) where the grace was over first: nothing is lost, the next owner repeats."""
+
+
+class Grace:
+    """Ends the process when its time to stop is over, also while the event loop waits for a thread."""
+
+    def __init__(self, grace_ms: int) -> None:
+        self._grace_ms = grace_ms
+        self._timer: threading.Timer | None = None
+
+    def begin(self) -> None:
+        """Start the time; again is harmless."""
+        if self._timer is None:
+            self._timer = threading.Timer(self._grace_ms / 1000, self._end)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _end(self) -> None:
+        end_now(
+            EXIT_UNFINISHED,
+            f"not finished within {self._grace_ms / 1000:g} s (worker.grace_ms); nothing is lost, "
+            "the next owner repeats what was under way",
+        )
+
+
+def end_now(code: int, reason: str) -> None:
+    """End the process without waiting for any thread; says why in one line."""
+    os.write(2, f"drift: {reason}\n".encode())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
+    os._exit(code)
 
 
 def stop_once(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

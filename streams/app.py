@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import faust
+from aiokafka import TopicPartition
 from clickhouse_connect.driver import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from faust.types import TP
@@ -16,21 +19,26 @@ from schemas.dead_letter import DeadLetter, Reason
 from schemas.errors import ConfigurationError, LossDetected
 from schemas.ids import stable_hash64
 from schemas.settings import Settings
-from streams.batching import use_batching
+from streams.batching import committed, pause_partitions, use_batching
+from streams.batching.transport import BatchingConsumer
 from streams.clock import Clock, SystemClock
 from streams.dead_letters import encode_dead_letter
 from streams.graph.checkpoints import Checkpoints, ChunkStore, FileChunkStore, KafkaChunkStore
 from streams.graph.faust_agent import GraphAgent
 from streams.graph.partition import GraphPartition
 from streams.graph.sink import KafkaGraphSink
+from streams.health import State
 from streams.ingest.faust_agent import IngestAgents, register_ingest, tune_garbage_collection
 from streams.kafka_clients import check_connection, faust_broker, make_consumer, make_producer
+from streams.lag import GroupQuestions, LagWatch
 from streams.metrics import Metrics
+from streams.observe import WorkerStates
 from streams.producing import AcknowledgedProducer
 from streams.sinks.agents import register_sinks
 from streams.sinks.faults import describe
 from streams.sinks.rollup import rollup
 from streams.sinks.writer import Poison
+from streams.standing import Standing
 from streams.topics import ensure_topics
 
 logger = logging.getLogger(__name__)
@@ -38,8 +46,12 @@ logger = logging.getLogger(__name__)
 WIRE_CHUNKS_BUFFERED = 4
 """Faust's stream buffer counts chunks here, not records: a few are enough and bound memory."""
 ROLL_UP_EVERY_S = 600
-LAST_CHECKPOINT_S = 30.0
-"""How long stopping waits for brokers; without the last checkpoint the next owner merely replays more."""
+LEAVING_SHARE = 0.2
+"""Share of the grace that is kept for leaving the group; the rest is for finishing, storing and committing."""
+SINKS_SHARE = 0.5
+"""A ClickHouse that is away must not cost the whole grace: the chunk under way is inserted again by the next owner."""
+BEAT_S = 1.0
+POLL_S = 0.05
 
 
 class Worker:
@@ -59,15 +71,31 @@ class Worker:
         self.settings = settings
         self.metrics = metrics or Metrics()
         self.clock = clock or SystemClock()
-        self.graph: GraphAgent | None = None
-        self.ingest: IngestAgents | None = None
-        self.app: faust.App | None = None
-        self.failed: asyncio.Event = asyncio.Event()
+        self.standing = Standing(self.clock)
+        self.beat_s = time.monotonic()
+        self.counts: dict[str, int] = {}
         self._connect = connect
         self._producer = make_producer(settings.kafka)
         self._acknowledged = AcknowledgedProducer(self._producer, self.metrics)
         self._dead_letter_partitions = 1
-        self._rolling_up: asyncio.Future[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_running = False
+        self.metrics.registry.register(WorkerStates(self.standing))
+
+    @property
+    def app(self) -> faust.App | None:
+        """The Faust app, once started."""
+        return self.standing.app
+
+    @property
+    def graph(self) -> GraphAgent | None:
+        """The graph side, once started."""
+        return self.standing.graph
+
+    @property
+    def ingest(self) -> IngestAgents | None:
+        """The ingest side, once started."""
+        return self.standing.ingest
 
     async def start(self) -> None:
         """Check the brokers, create missing topics, start all agents; return once partitions are assigned.
@@ -75,15 +103,30 @@ class Worker:
         Raises:
             ConfigurationError: brokers, topics or credentials are not as they should be.
         """
+        self._begin(self._beat())
         await check_connection(self.settings.kafka)
-        counts = await ensure_topics(self.settings)
+        counts = self.counts = await ensure_topics(self.settings)
         self._dead_letter_partitions = counts[self.settings.topics.name("dead_letter")]
         await self._producer.start()
-        self.app = self._build(counts)
-        await self.app.start()
+        app = self.standing.app = self._build(counts)
+        await app.start()
+        self._is_running = True
         tune_garbage_collection()
         if self._connect is not None:
-            self._rolling_up = asyncio.ensure_future(self._roll_up(self._connect))
+            self._begin(self._roll_up(self._connect))
+        assert self.standing.lag is not None
+        self._begin(self.standing.lag.run())
+        if self.standing.state is State.STARTING:
+            self.standing.state = State.READY
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(work))
+
+    async def _beat(self) -> None:
+        """Show that the event loop turns."""
+        while True:
+            self.beat_s = time.monotonic()
+            await asyncio.sleep(BEAT_S)
 
     async def _roll_up(self, connect: Callable[[], Client]) -> None:
         """Keep the hourly tables current. Repeats and several workers at once are harmless: it rewrites whole hours."""
@@ -107,6 +150,7 @@ class Worker:
             broker_max_poll_records=settings.worker.max_poll_records,
             consumer_max_fetch_size=settings.worker.max_fetch_bytes,
             consumer_auto_offset_reset="earliest",
+            consumer_metadata_max_age_ms=settings.worker.metadata_every_ms,  # how soon a grown topic is noticed
             stream_buffer_maxsize=WIRE_CHUNKS_BUFFERED,
             stream_wait_empty=False,
             topic_allow_declare=False,
@@ -137,11 +181,12 @@ class Worker:
                 settings.worker.checkpoint_every_ms,
             )
 
-        self.graph = GraphAgent(app, names["tenant_log"], make_partition)
-        self.ingest = register_ingest(app, settings, counts, self._acknowledged, self.metrics, self.clock)
-        batched = {names["tenant_log"], *self.ingest.topics}
+        graph = self.standing.graph = GraphAgent(app, names["tenant_log"], make_partition)
+        ingest = register_ingest(app, settings, counts, self._acknowledged, self.metrics, self.clock)
+        self.standing.ingest = ingest
+        batched = {graph.topic, *ingest.topics}
         if self._connect is not None:
-            register_sinks(
+            self.standing.sinks = register_sinks(
                 app,
                 self._connect,
                 database_of(settings.clickhouse),
@@ -151,6 +196,10 @@ class Worker:
                 graph_windows=names["graph_windows"],
             )
             batched |= {names["drift_events"], names["graph_windows"]}
+        app.on_partitions_assigned.connect(self._on_assigned)
+        self.standing.lag = LagWatch(
+            settings, counts[names["tenant_log"]], self._questions(app), self.clock, self._hold, self._take_counts
+        )
         use_batching(app, batched, start_offset=self._start_offset, on_out_of_range=self._on_out_of_range)
         return app
 
@@ -163,12 +212,61 @@ class Worker:
 
     async def _start_offset(self, tp: TP) -> int | None:
         """Say where an assigned partition goes on: the state's offset for `tenant-log`, ingest's rule for sources."""
-        assert self.graph is not None and self.ingest is not None
+        lag = self.standing.lag
+        assert self.graph is not None and self.ingest is not None and lag is not None
         if tp.topic == self.graph.topic:
-            return await self.graph.start_offset(tp)
+            return await self._recover(self.graph, tp)
         if tp.topic in self.ingest.topics:
+            if tp.partition >= self.counts.get(tp.topic, 0):
+                await lag.look_now()  # the topic has grown: lanes name the new member before its first record
             return await self.ingest.start_offset(tp)
         return None
+
+    async def _recover(self, graph: GraphAgent, tp: TP) -> int | None:
+        known = graph.partitions.get(tp.partition)
+        started_s = time.monotonic()
+        start = await graph.start_offset(tp)
+        if known is None or not known.is_recovered:
+            self.metrics.recovery.observe(time.monotonic() - started_s)
+        return start
+
+    async def _on_assigned(self, *_: Any, **__: Any) -> None:
+        self.metrics.rebalances.inc()
+
+    # -- lag and flow control --------------------------------------------------------------------------------------
+
+    def _questions(self, app: faust.App) -> GroupQuestions:
+        async def offsets(partitions: Iterable[TP], end: bool) -> Mapping[TP, int]:
+            assert isinstance(app.consumer, BatchingConsumer)
+            thread = app.consumer.thread
+            client = thread._ensure_consumer()
+            wanted = [TopicPartition(*tp) for tp in partitions]
+            found = await thread.run(client.end_offsets if end else client.beginning_offsets, wanted)
+            return {TP(*tp): offset for tp, offset in found.items()}
+
+        return GroupQuestions(
+            ends=lambda partitions: offsets(partitions, True),
+            firsts=lambda partitions: offsets(partitions, False),
+            committed=lambda partitions: committed(app, list(partitions)),
+            assigned=lambda: app.consumer.assignment(),
+        )
+
+    def _hold(self, held: bool) -> None:
+        assert self.ingest is not None
+        self.ingest.worker.hold(held)
+
+    def _take_counts(self, counts: Mapping[str, int]) -> None:
+        """Declare the lanes anew if source topics have grown."""
+        assert self.ingest is not None
+        grown = {topic: count for topic, count in counts.items() if count > self.counts.get(topic, 0)}
+        if not grown:
+            return
+        self.counts |= grown
+        self.ingest.take_counts(self.counts)
+        told = ", ".join(f"{topic} has {count} partitions" for topic, count in sorted(grown.items()))
+        logger.warning("source topics have grown: %s", told)
+
+    # -- trouble ---------------------------------------------------------------------------------------------------
 
     async def _on_out_of_range(self, tp: TP, wanted: int, start: int, end: int) -> None:
         """Ingest may accept the loss of a source's records; a hole in our own topics stops the worker."""
@@ -208,20 +306,48 @@ class Worker:
         stopping.cancel()
         crashed.cancel()
         if self.app.crashed and self.app.crash_reason is not None:
+            self.standing.state, self.standing.failure = State.FAILED, str(self.app.crash_reason)
             raise ConfigurationError(str(self.app.crash_reason)) from self.app.crash_reason
 
-    async def stop(self) -> None:
-        """Stop fetching, store the state, commit, and close all clients."""
-        if self._rolling_up is not None:
-            self._rolling_up.cancel()
+    async def stop(self) -> bool:
+        """Stop fetching, finish what is under way, store the state, commit, leave the group, close all clients.
+
+        Bounded by ``worker.grace_ms`` as far as an event loop can be: Faust waits for its threads without yielding, so
+        a process that must end in time needs a watchdog beside it (deploy/serving.py).
+
+        Returns:
+            ``False`` if the grace was over first. Nothing is lost then: the next owner repeats what was not committed.
+        """
+        if self.standing.state is not State.FAILED:
+            self.standing.state = State.DRAINING
+        ends_s = asyncio.get_running_loop().time() + self.settings.worker.grace_ms / 1000
+        for task in self._tasks:
+            task.cancel()
+        is_done = await self._within(self._drain, ends_s - LEAVING_SHARE * self.settings.worker.grace_ms / 1000)
+        if self.app is not None:
+            is_done &= await self._within(self.app.stop, ends_s)
+        is_done &= await self._within(self._producer.stop, ends_s)
+        return is_done
+
+    async def _within(self, work: Callable[[], Coroutine[Any, Any, None]], until_s: float) -> bool:
         try:
-            if self.app is not None and not self.app.crashed and self.ingest and self.graph:
-                async with asyncio.timeout(LAST_CHECKPOINT_S):
-                    await self.ingest.close()
-                    await self.graph.checkpoint_all()
+            async with asyncio.timeout_at(until_s):
+                await work()
         except TimeoutError:
-            logger.warning("stopped without a last checkpoint: no acknowledgement for %d s", LAST_CHECKPOINT_S)
-        finally:
-            if self.app is not None:
-                await self.app.stop()
-            await self._producer.stop()
+            return False
+        return True
+
+    async def _drain(self) -> None:
+        if not self._is_running or self.app is None or self.app.crashed or self.ingest is None or self.graph is None:
+            return
+        pause_partitions(self.app, self.app.consumer.assignment())
+        for sink in self.standing.sinks:
+            sink.finish()
+        await asyncio.gather(self.ingest.close(), self.graph.checkpoint_all())
+        ends_s = asyncio.get_running_loop().time() + SINKS_SHARE * self.settings.worker.grace_ms / 1000
+        if not await self._within(self._sinks_finished, ends_s):
+            logger.warning("ClickHouse has not taken what is under way: the next owner inserts it again")
+
+    async def _sinks_finished(self) -> None:
+        while any(sink.is_busy for sink in self.standing.sinks):
+            await asyncio.sleep(POLL_S)

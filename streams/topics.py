@@ -106,17 +106,24 @@ async def timestamp_type(admin: AIOKafkaAdminClient, topic: str) -> str:
     Raises:
         KafkaError: the topic does not exist or may not be described.
     """
-    key = "message.timestamp.type"
+    return (await topic_config(admin, topic)).get("message.timestamp.type", "CreateTime")
+
+
+async def topic_config(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
+    """Return a topic's configuration as the broker has it, defaults included; what has no value is left out.
+
+    Raises:
+        KafkaError: the topic does not exist or may not be described.
+    """
     # the whole configuration: Tansu closes the connection on a request for one key
     responses = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    found: dict[str, str] = {}
     for response in responses:
         for code, message, _, _, entries in response.resources:
             if code:
                 raise for_code(code)(message)
-            for entry in entries:
-                if entry[0] == key and entry[1]:
-                    return str(entry[1])
-    return "CreateTime"
+            found.update((str(entry[0]), str(entry[1])) for entry in entries if entry[1])
+    return found
 
 
 def _partitions(declaration: TopicDeclaration, settings: Settings) -> int:

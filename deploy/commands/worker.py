@@ -6,14 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import click
-from prometheus_client import start_http_server
 
-from deploy.serving import stop_once
-from schemas.errors import ConfigurationError
+from deploy.serving import EXIT_UNFINISHED, Grace, end_now, stop_once
 from schemas.settings import Settings, load_settings
 from streams.app import Worker
 from streams.clickhouse import connect
-from streams.metrics import Metrics
+from streams.health import HealthServer
 
 
 @click.command(epilog="Example: DRIFT_KAFKA__BOOTSTRAP=broker:9092 drift worker")
@@ -21,11 +19,33 @@ from streams.metrics import Metrics
 @click.option("--accept-loss", is_flag=True, help="Go on where records were lost; it is marked in the log and counted.")
 @click.pass_obj
 def worker(config: Path | None, no_sinks: bool, accept_loss: bool) -> None:
-    """Run one stream worker: ingest, graph and sink agents."""
+    """Run one stream worker: ingest, graph and sink agents.
+
+    SIGTERM or Ctrl-C: finish what is under way, store, commit, leave the group, exit 0. After worker.grace_ms the
+    process ends anyway with exit code 75; nothing is lost. A second signal ends it at once.
+    """
     settings = load_settings(config)
     if accept_loss:
         settings = settings.model_copy(update={"worker": settings.worker.model_copy(update={"accept_loss": True})})
     asyncio.run(_run(settings, sinks=not no_sinks))
+
+
+def serve_health(running: Worker) -> HealthServer | None:
+    """Open the worker's HTTP endpoint, if the settings give it a port.
+
+    Raises:
+        ConfigurationError: the address cannot be used.
+    """
+    options = running.settings.worker
+    if options.metrics_port is None:
+        return None
+    registry, standing = running.metrics.registry, running.standing
+    server = HealthServer(
+        options.metrics_host, options.metrics_port, registry, standing.readiness, lambda: running.beat_s
+    )
+    host = f"[{options.metrics_host}]" if ":" in options.metrics_host else options.metrics_host
+    click.echo(f"drift worker: http://{host}:{server.port} has /metrics, /livez and /readyz", err=True)
+    return server
 
 
 async def _run(settings: Settings, sinks: bool) -> None:
@@ -33,19 +53,35 @@ async def _run(settings: Settings, sinks: bool) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_once, loop, stop)
-    metrics = Metrics()
-    port = settings.worker.metrics_port
-    if port is not None:
-        try:
-            start_http_server(port, addr="127.0.0.1", registry=metrics.registry)
-        except OSError as error:
-            raise ConfigurationError(
-                f"port {port} cannot be used ({error.strerror}): choose another worker.metrics_port"
-            ) from error
-    running = Worker(settings, partial(connect, settings.clickhouse) if sinks else None, metrics)
+    running = Worker(settings, partial(connect, settings.clickhouse) if sinks else None)
+    health = serve_health(running)
+    grace = Grace(settings.worker.grace_ms)
     try:
-        await running.start()
-        click.echo("drift worker: ready", err=True)
-        await running.run_until(stop)
+        if await _start(running, stop):
+            click.echo("drift worker: ready", err=True)
+            await running.run_until(stop)
     finally:
-        await running.stop()
+        grace.begin()
+        if stop.is_set():
+            click.echo(f"drift worker: stopping, at most {settings.worker.grace_ms / 1000:g} s", err=True)
+        is_finished = await running.stop()
+        if health is not None:
+            health.close()
+    if any(sink.is_busy for sink in running.standing.sinks):
+        end_now(0, "stopped; ClickHouse has not taken what is under way, the next owner inserts it again")
+    if not is_finished:
+        end_now(EXIT_UNFINISHED, "the worker could not finish; nothing is lost, the next owner repeats")
+    click.echo("drift worker: stopped", err=True)
+
+
+async def _start(running: Worker, stop: asyncio.Event) -> bool:
+    """Start the worker; ``False`` if it was asked to stop before it had started."""
+    starting, stopping = asyncio.ensure_future(running.start()), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if starting.done():
+        starting.result()
+        return True
+    starting.cancel()
+    await asyncio.wait({starting}, timeout=1)
+    return False
