@@ -163,7 +163,7 @@ class FakeProducer:
 
     def __init__(self, partitions: int = 3) -> None:
         self.sent: list[tuple[int, bytes, dict[str, bytes]]] = []
-        self.running = False
+        self.running = self.idempotent = False
         self._partitions = partitions
 
     async def start(self) -> None:
@@ -203,7 +203,16 @@ class FakeClock:
 @pytest.fixture
 def producer(monkeypatch: pytest.MonkeyPatch) -> FakeProducer:
     fake = FakeProducer()
-    monkeypatch.setattr(replay, "make_producer", lambda *_, **__: fake)
+
+    def make(_: Any, *, enable_idempotence: bool, **__: Any) -> FakeProducer:
+        fake.idempotent = enable_idempotence
+        return fake
+
+    async def supported(_: Any) -> bool:
+        return True
+
+    monkeypatch.setattr(replay, "make_producer", make)
+    monkeypatch.setattr(replay, "supports_idempotence", supported)
     return fake
 
 
@@ -226,6 +235,7 @@ async def test_a_file_goes_round_robin_in_order_and_every_partition_is_ended(
     assert len({headers[HEADER_LANE] for *_, headers in producer.sent}) == 1
     assert seen[-1] == (path.stat().st_size,) * 2
     assert not producer.running
+    assert producer.idempotent
 
 
 async def test_event_time_passes_as_fast_as_asked(producer: FakeProducer, tmp_path: Path) -> None:
