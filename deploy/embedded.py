@@ -14,13 +14,14 @@ from typing import IO
 from pydantic import SecretStr
 
 from deploy.brokers.tansu import TansuBroker
-from deploy.serving import ApiThread, listen
+from deploy.serving import ApiThread, listen, serve_health
 from deploy.sql_console import SqlConsole
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings
 from streams.app import Worker
 from streams.clickhouse import connect
 from streams.clock import Clock, SystemClock
+from streams.health import HealthServer
 from streams.migrate import migrate
 
 PARTITIONS = 4
@@ -90,6 +91,7 @@ class Embedded:
         self._api: ApiThread | None = None
         self._worker: Worker | None = None
         self._sql: SqlConsole | None = None
+        self._health: HealthServer | None = None
         self._settings: Settings | None = None
 
     @property
@@ -97,6 +99,11 @@ class Embedded:
         """Settings as started."""
         assert self._settings is not None
         return self._settings
+
+    @property
+    def grace_ms(self) -> int:
+        """How long the worker may take to stop."""
+        return self._base.worker.grace_ms
 
     @property
     def worker(self) -> Worker:
@@ -122,6 +129,7 @@ class Embedded:
             client = await asyncio.to_thread(connect, clickhouse)
             await asyncio.to_thread(migrate, client, clickhouse.database, clickhouse.retention_days)
             self._worker = Worker(self._settings, partial(connect, clickhouse), clock=self._clock)
+            self._health = serve_health(self._worker)
             await self._worker.start()
             self._api = ApiThread(self._settings, listener)
             await asyncio.to_thread(self._api.start)
@@ -141,6 +149,8 @@ class Embedded:
             await asyncio.to_thread(self._api.stop)
         if self._worker is not None:
             await self._worker.stop()
+        if self._health is not None:
+            self._health.close()
         if self._broker is not None:
             await asyncio.to_thread(self._broker.stop)
         if self._lock is not None:

@@ -11,11 +11,14 @@ import sys
 import threading
 import time
 
+import click
 import uvicorn
 
 from api.app import create_app
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings
+from streams.app import Worker
+from streams.health import HealthServer
 
 _DEADLINE_S = 20.0
 EXIT_UNFINISHED = 75
@@ -53,6 +56,24 @@ def end_now(code: int, reason: str) -> None:
         except (OSError, ValueError):
             pass
     os._exit(code)
+
+
+def serve_health(running: Worker) -> HealthServer | None:
+    """Open the worker's HTTP endpoint, if the settings give it a port.
+
+    Raises:
+        ConfigurationError: the address cannot be used.
+    """
+    options = running.settings.worker
+    if options.metrics_port is None:
+        return None
+    registry, standing = running.metrics.registry, running.standing
+    server = HealthServer(
+        options.metrics_host, options.metrics_port, registry, standing.readiness, lambda: running.beat_s
+    )
+    host = f"[{options.metrics_host}]" if ":" in options.metrics_host else options.metrics_host
+    click.echo(f"drift worker: http://{host}:{server.port} has /metrics, /livez and /readyz", err=True)
+    return server
 
 
 def stop_once(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from deploy.embedded import Embedded
 from deploy.live_view import follow_events, line_of, progress_bar
-from deploy.serving import stop_once
+from deploy.serving import Grace, stop_once
 from models.explain.wording import name_of
 from models.graph.clock import END_OF_TIME_MS
 from schemas.drift import Activity, DriftEvent, Severity
@@ -41,6 +41,8 @@ SIEM_CONSUMER = Path(__file__).parent.parent / "examples" / "siem_consumer.py"
 INCIDENT_MS = 60_000
 INCIDENTS_SHOWN = 8
 _SETTLE_TIMEOUT_S = 120.0
+_OTHERS_GRACE_MS = 15_000
+"""For API, SQL console and broker, beside the worker's grace."""
 DRIFT = str(Path(sys.argv[0]))
 
 
@@ -110,6 +112,7 @@ async def _run(embedded: Embedded, console: Console, once: bool, with_sample: bo
         stop.set()
         return 0
     finally:
+        Grace(embedded.grace_ms + _OTHERS_GRACE_MS).begin()
         with console.status("stopping ..."):
             await embedded.stop()
 

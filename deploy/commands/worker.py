@@ -7,11 +7,10 @@ from pathlib import Path
 
 import click
 
-from deploy.serving import EXIT_UNFINISHED, Grace, end_now, stop_once
+from deploy.serving import EXIT_UNFINISHED, Grace, end_now, serve_health, stop_once
 from schemas.settings import Settings, load_settings
 from streams.app import Worker
 from streams.clickhouse import connect
-from streams.health import HealthServer
 
 
 @click.command(epilog="Example: DRIFT_KAFKA__BOOTSTRAP=broker:9092 drift worker")
@@ -28,24 +27,6 @@ def worker(config: Path | None, no_sinks: bool, accept_loss: bool) -> None:
     if accept_loss:
         settings = settings.model_copy(update={"worker": settings.worker.model_copy(update={"accept_loss": True})})
     asyncio.run(_run(settings, sinks=not no_sinks))
-
-
-def serve_health(running: Worker) -> HealthServer | None:
-    """Open the worker's HTTP endpoint, if the settings give it a port.
-
-    Raises:
-        ConfigurationError: the address cannot be used.
-    """
-    options = running.settings.worker
-    if options.metrics_port is None:
-        return None
-    registry, standing = running.metrics.registry, running.standing
-    server = HealthServer(
-        options.metrics_host, options.metrics_port, registry, standing.readiness, lambda: running.beat_s
-    )
-    host = f"[{options.metrics_host}]" if ":" in options.metrics_host else options.metrics_host
-    click.echo(f"drift worker: http://{host}:{server.port} has /metrics, /livez and /readyz", err=True)
-    return server
 
 
 async def _run(settings: Settings, sinks: bool) -> None:
