@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,7 @@ class Cluster:
     supervisor: Supervisor
     observer: Observer
     load: LoadProcess
+    environment: Mapping[str, str]
     began_s: float = field(default_factory=time.time)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -62,7 +63,7 @@ class Cluster:
 
     def new_worker(self) -> WorkerProcess:
         """Add a worker to the group; not started yet."""
-        worker = WorkerProcess(f"worker-{len(self.workers)}", self.settings, self.folder)
+        worker = WorkerProcess(f"worker-{len(self.workers)}", self.settings, self.folder, self.environment)
         self.workers.append(worker)
         return worker
 
@@ -81,16 +82,14 @@ class Size:
 
 @asynccontextmanager
 async def running_cluster(
-    folder: Path, cache: Path, size: Size, front: ClickHouseFront, broker: KafkaBroker | None = None
+    folder: Path, size: Size, front: ClickHouseFront, broker: KafkaBroker, environment: Mapping[str, str]
 ) -> AsyncIterator[Cluster]:
     """Start a cluster under load; it is ready when every partition has reported a new edge.
 
     Args:
-        cache: of Apache Kafka's class path. front: started here; ended here.
-        broker: one of our own, not started; default: one whose data lie in ``folder``.
+        front, broker: started here, ended here. environment: added to that of workers.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    broker = broker or KafkaBroker(folder / "kafka", cache=cache, heap_mb=HEAP_MB)
     workers: list[WorkerProcess] = []
     tasks: list[asyncio.Task[None]] = []
     load: LoadProcess | None = None
@@ -99,11 +98,13 @@ async def running_cluster(
         settings = settings_of(broker.address, size.partitions, front.settings())
         await asyncio.to_thread(_migrate, settings.clickhouse)
         counts = await make_topics(settings)
-        workers += [WorkerProcess(f"worker-{n}", settings, folder) for n in range(size.workers)]
+        workers += [WorkerProcess(f"worker-{n}", settings, folder, environment) for n in range(size.workers)]
         supervisor, observer = Supervisor(workers), Observer(settings, size.seed, counts)
         options = {"rate": size.rate, "edges": size.edges, "tenants": size.tenants, "seed": size.seed}
         load = LoadProcess(settings, folder, **options)
-        cluster = Cluster(folder, settings, broker, front, workers, supervisor, observer, load, tasks=tasks)
+        cluster = Cluster(
+            folder, settings, broker, front, workers, supervisor, observer, load, environment, tasks=tasks
+        )
         for worker in workers:
             worker.start()
         tasks += [

@@ -15,8 +15,8 @@ from schemas.drift import Activity
 from schemas.ocsf import decode_event
 from schemas.settings import Settings
 from streams.kafka_clients import make_admin, make_consumer
-from tests.faults.processes import WorkerProcess, memory_bytes
 from tests.faults.population import make_probes
+from tests.faults.processes import WorkerProcess, memory_bytes
 
 SAMPLE_S = 2.0
 PROMPT_S = 2.0
@@ -149,7 +149,7 @@ class Observer:
             ends = await consumer.end_offsets(partitions)
         finally:
             await consumer.stop()
-        lag: Counter[str] = Counter({name: 0 for name in names})
+        lag: Counter[str] = Counter(dict.fromkeys(names, 0))
         for tp, end in ends.items():
             lag[tp.topic] += max(0, end - committed.get(tp, 0))
         return dict(lag)

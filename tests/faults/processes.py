@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,14 +86,14 @@ class WorkerProcess:
         killed: we ended it, so that it has ended is no news. starts: how often it was started.
     """
 
-    def __init__(self, name: str, settings: Settings, folder: Path, arguments: tuple[str, ...] = ()) -> None:
+    def __init__(self, name: str, settings: Settings, folder: Path, environment: Mapping[str, str]) -> None:
         self.name = name
         self.wanted = self.killed = False
         self.starts = 0
         self.log = folder / f"{name}.log"
         kafka = settings.kafka.model_copy(update={"client_id": name})
         self._config = write_config(settings.model_copy(update={"kafka": kafka}), folder / f"{name}.yaml")
-        self._arguments = arguments
+        self._environment = os.environ | {"PYTHONFAULTHANDLER": "1"} | dict(environment)
         self._process: Popen[bytes] | None = None
 
     @property
@@ -112,12 +113,12 @@ class WorkerProcess:
         command = [sys.executable, "-m", "deploy.cli", "--config", str(self._config), "--log-level", "INFO", "worker"]
         with self.log.open("ab") as log:
             self._process = Popen(
-                [*command, *self._arguments],
+                command,
                 stdin=DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                env=os.environ | {"PYTHONFAULTHANDLER": "1"},
+                env=self._environment,
                 start_new_session=True,
             )
 
