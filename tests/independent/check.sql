@@ -46,9 +46,9 @@ FROM (SELECT *, reason IN ('empty', 'malformed', 'invalid-value') AS is_unread,
     countIf(NOT is_unread) OVER (PARTITION BY partition, offset) AS good FROM $s.judged)
 WHERE reason != '' ORDER BY partition, offset, record LIMIT 1 BY partition, offset, index
 
--- table: placed
+-- table: timed
 -- Before a batch the watermark is the least of the partitions' largest times in earlier batches, minus lateness. A late
--- record falls into the first window that is open. Where the client reported an edge on time, the server is not counted.
+-- record falls into the first window that is open.
 WITH clocks AS (SELECT b.batch AS batch, max(t.time_ms) OVER (PARTITION BY p.partition ORDER BY b.batch
         ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS heard
     FROM (SELECT DISTINCT batch FROM $s.judged) AS b CROSS JOIN (SELECT DISTINCT partition FROM $s.judged) AS p
@@ -57,10 +57,13 @@ WITH clocks AS (SELECT b.batch AS batch, max(t.time_ms) OVER (PARTITION BY p.par
 closed AS (SELECT batch, max(least) OVER (ORDER BY batch) AS floor FROM (SELECT batch, if(countIf(heard IS NULL) = 0,
     intDiv(min(heard) - {lateness_ms:Int64}, {window_ms:Int64}), NULL) AS least FROM clocks GROUP BY batch))
 SELECT * EXCEPT (reason, floor), intDiv(time_ms, {window_ms:Int64}) AS own, own < ifNull(floor, 0) AS late,
-    greatest(own, ifNull(floor, 0)) * {window_ms:Int64} AS window_ms,
-    countIf(NOT late AND NOT is_server) OVER (PARTITION BY $edge, window_ms) > 0 AS by_client,
-    NOT late AND is_server != by_client AS chosen
+    greatest(own, ifNull(floor, 0)) * {window_ms:Int64} AS window_ms
 FROM $s.judged LEFT JOIN closed USING (batch) WHERE reason = ''
+
+-- table: placed
+-- Where the client reported an edge on time, the server is not counted.
+SELECT *, ($edge, window_ms) IN (SELECT $edge, window_ms FROM $s.timed WHERE NOT late AND NOT is_server) AS by_client,
+    NOT late AND is_server != by_client AS chosen FROM $s.timed
 
 -- table: edges
 WITH chosen AND latency_us IS NOT NULL AS timed
