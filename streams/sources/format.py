@@ -4,8 +4,9 @@ To add a producer's format: one file beside this one with a subclass of `RecordF
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from operator import itemgetter
 from typing import Any, Protocol
@@ -20,6 +21,10 @@ from schemas.tenant_log import EdgeIdentity, IntColumn
 from streams.result import WHOLE_MESSAGE, Refusal, Rejected
 
 MEASURES = ("calls", "errors", "denied", "bytes_out", "bytes_in", "packets_out", "packets_in", "latency_us")
+
+MARKS = ("sampling", "continued")
+"""Columns that only some rows have, absent where no row does: ``sampling``, by what bytes and packets were multiplied;
+``continued``, 1 where another record counts the call (a reply, a later packet): such a row brings measures, no call."""
 
 Tenants = str | Sequence[str | None] | None
 """Tenants of rows: one for all, one by message, or ``None``: each row names its own."""
@@ -46,7 +51,8 @@ class FlowRows(Protocol):
     Attributes:
         message: index of each row's message among those decoded; may be set anew.
         index: index of each row's record in its message.
-        columns: ``time_ms``, ``side`` and those of ``MEASURES`` that any row knows; int64, -1 is unknown.
+        columns: ``time_ms``, ``side`` and those of ``MEASURES`` that any row knows; int64, -1 is unknown. Some formats
+            add those of ``MARKS``.
     """
 
     message: IntColumn
@@ -67,11 +73,38 @@ class FlowRows(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class LossSignal:
+    """A source says that it did not see, or could not deliver, something.
+
+    Attributes:
+        message, index: coordinate of the record that says so.
+        kind: what it is, from a small set of the format's.
+        host: who lost it.
+        count: how many records were lost; -1 unknown.
+        time_ms: event time; -1 unknown.
+    """
+
+    message: int
+    index: int
+    kind: str
+    host: str | None
+    count: int = UNKNOWN
+    time_ms: int = UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
 class Decoded:
-    """What became of a sequence of messages: every record is either a row or rejected."""
+    """What became of a sequence of messages: every record is a row, or rejected, or no flow record at all.
+
+    Attributes:
+        skipped: records that are sound and no flows, by kind: other types of the producer's log, comments, headers.
+        signals: records among those skipped by which a source reports loss.
+    """
 
     runs: list[FlowRows]
     rejected: list[Rejected]
+    skipped: Counter[str] = field(default_factory=Counter)
+    signals: list[LossSignal] = field(default_factory=list)
 
 
 class SourceFormat(Protocol):

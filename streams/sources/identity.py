@@ -1,0 +1,172 @@
+"""Names of endpoints: the workload a record names, else what lies outside, else the bare address. Pure.
+
+| name | what it is |
+|---|---|
+| ``namespace/name`` | a workload: the owner (Deployment, StatefulSet, Job, Service, ...), never one of its pods |
+| ``cluster:namespace/name`` | the same, where the record or the configuration says which cluster |
+| ``node:NAME`` | a Kubernetes node (host network) |
+| ``reserved:NAME`` | what Cilium names so: host, remote-node, kube-apiserver, ... |
+| ``ext:NAME`` | outside the estate: a domain name, a cloud service (``ext:aws/s3``), a label |
+| ``ip:ADDR`` | nothing in the record names it; the tenant's inventory may, later |
+
+The kind of the owner is not part of the name: sources that do not know it must agree with those that do.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Hashable, Sequence
+from itertools import chain, count
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from schemas.flow import MAX_NAME_BYTES
+from schemas.ids import EXTERNAL_PREFIX, stable_hash
+from schemas.tenant_log import IntColumn
+from streams.sources.coded import Names, names_of
+
+ADDRESS_PREFIX = "ip:"
+NODE_PREFIX = "node:"
+UNNAMED = ""
+"""Name of an endpoint of which the record says nothing usable."""
+
+_RESERVED_CLUSTERS = frozenset({"ip", "ext", "node", "reserved"})
+_HASH_CHARACTERS = 16
+_KEPT_BYTES = MAX_NAME_BYTES - _HASH_CHARACTERS - 1
+_REMEMBERED = 200_000
+"""Endpoints whose names are kept; more distinct ones only make us name them again."""
+
+# Kubernetes draws suffixes from an alphabet without vowels (apimachinery pkg/util/rand, SafeEncodeString).
+_SAFE = "[bcdfghjklmnpqrstvwxz2456789]"
+_REPLICA_SET = re.compile(rf"(.+)-{_SAFE}{{8,10}}")
+_DEPLOYMENT_POD = re.compile(rf"(.+)-{_SAFE}{{6,10}}-{_SAFE}{{5}}")
+_CRON_JOB_POD = re.compile(rf"(.+)-\d{{8,10}}-{_SAFE}{{5}}")
+_CRON_JOB = re.compile(r"(.+)-\d{8,10}")
+_SUFFIXED_POD = re.compile(rf"(.+)-{_SAFE}{{5}}")
+_ORDINAL_POD = re.compile(r"(.+)-\d{1,4}")
+_POD_PATTERNS = (_CRON_JOB_POD, _DEPLOYMENT_POD, _SUFFIXED_POD, _ORDINAL_POD)
+_CANONICAL_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}", re.ASCII)
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def bounded(name: str) -> str:
+    """Return ``name`` in at most ``MAX_NAME_BYTES`` of UTF-8; a longer one keeps its start and gets a hash of all."""
+    if len(name) * 4 <= MAX_NAME_BYTES:
+        return name
+    data = name.encode()
+    if len(data) <= MAX_NAME_BYTES:
+        return name
+    return f"{data[:_KEPT_BYTES].decode(errors='ignore')}~{stable_hash(name)[:_HASH_CHARACTERS]}"
+
+
+def workload(namespace: str, name: str, cluster: str | None = None) -> str:
+    """Return the name of a workload; one without a namespace keeps an empty one out of its name."""
+    base = f"{namespace}/{name}" if namespace else name
+    if not cluster:
+        return bounded(base)
+    return bounded(f"{cluster}-cluster:{base}" if cluster in _RESERVED_CLUSTERS else f"{cluster}:{base}")
+
+
+def owner_of_pod(pod: str) -> str:
+    """Return the workload that a pod's name tells: suffixes of ReplicaSets, DaemonSets, Jobs, StatefulSets taken off.
+
+    >>> owner_of_pod("cart-7848d6c4d5-th9v2"), owner_of_pod("redis-0"), owner_of_pod("nginx")
+    ('cart', 'redis', 'nginx')
+    """
+    for pattern in _POD_PATTERNS:
+        match = pattern.fullmatch(pod)
+        if match is not None:
+            return match[1]
+    return pod
+
+
+def owner_of(kind: str, name: str) -> str:
+    """Return the workload behind an owner of a kind: of ReplicaSets, Jobs and pods, what stands above them.
+
+    >>> owner_of("ReplicaSet", "cart-7848d6c4d5"), owner_of("Job", "backup-28435680"), owner_of("Deployment", "a-b")
+    ('cart', 'backup', 'a-b')
+    """
+    if kind == "ReplicaSet":
+        match = _REPLICA_SET.fullmatch(name)
+    elif kind == "Job":
+        match = _CRON_JOB.fullmatch(name)
+    elif kind == "Pod":
+        return owner_of_pod(name)
+    else:
+        return name
+    return match[1] if match is not None else name
+
+
+def outside(name: str) -> str:
+    """Return the name of something outside the estate: lower case, without the root's dot."""
+    cleaned = name.strip().rstrip(".").lower()
+    return bounded(EXTERNAL_PREFIX + cleaned) if cleaned else UNNAMED
+
+
+def normal_address(text: str) -> str | None:
+    """Return an IP address in its normal text, IPv4 out of IPv6's mapping, or ``None`` for what is none.
+
+    >>> normal_address("::ffff:10.0.0.1"), normal_address("2001:DB8:0::1"), normal_address("10.0.0.300")
+    ('10.0.0.1', '2001:db8::1', None)
+    """
+    if _CANONICAL_IPV4.fullmatch(text):
+        return text
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)
+
+
+def address(text: str | None) -> str:
+    """Return ``ip:ADDR``, or ``UNNAMED`` for what is no address."""
+    normal = normal_address(text) if text else None
+    return UNNAMED if normal is None else ADDRESS_PREFIX + normal
+
+
+def split_port(text: str) -> tuple[str, int]:
+    """Split ``ADDR:PORT`` or ``[ADDR]:PORT``; the port is -1 where there is none.
+
+    >>> split_port("10.0.0.1:80"), split_port("[::1]:443"), split_port("::1"), split_port("db")
+    (('10.0.0.1', 80), ('::1', 443), ('::1', -1), ('db', -1))
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.endswith("]")):
+        return text.strip("[]"), -1
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65_535):
+        return text, -1
+    return host.strip("[]"), int(port)
+
+
+class Naming(dict[Key, str], Generic[Key]):
+    """Names of endpoints by what records say of them. Looks like a dictionary, fills itself, forgets when large."""
+
+    def __init__(self, name_of: Callable[[Key], str]) -> None:
+        super().__init__()
+        self._name_of = name_of
+
+    def __missing__(self, key: Key) -> str:
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        name = self[key] = self._name_of(key)
+        return name
+
+
+def code_names(naming: Naming[Key], *columns: Sequence[Key]) -> tuple[list[IntColumn], Names]:
+    """Return the names of endpoints as codes, one column for each given, and the names: all different."""
+    sizes = [len(column) for column in columns]
+    total = sum(sizes)
+    first_of: dict[Key, int] = {}
+    # dict.setdefault(key, row) returns the row where the key appeared first, without a line of Python a row.
+    first = np.fromiter(map(first_of.setdefault, chain(*columns), count()), dtype=np.int64, count=total)
+    code_of: dict[str, int] = {}
+    codes = np.fromiter(
+        (code_of.setdefault(name, len(code_of)) for name in map(naming.__getitem__, first_of)),
+        dtype=np.int64,
+        count=len(first_of),
+    )
+    rank = np.cumsum(first == np.arange(total)) - 1
+    coded = codes[rank[first]]
+    return np.split(coded, np.cumsum(sizes)[:-1]), names_of(list(code_of))
