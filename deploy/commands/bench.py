@@ -14,10 +14,10 @@ from schemas.errors import ConfigurationError
     context_settings={"ignore_unknown_options": True},
     epilog="Example: drift bench ingest --json",
 )
-@click.argument("what", type=click.Choice(["ingest", "graph", "e2e"]))
+@click.argument("what", type=click.Choice(["ingest", "graph", "e2e", "recovery"]))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(what: str, arguments: tuple[str, ...]) -> None:
-    """Measure speed: ingest beside its limits, folding and closing of graphs, or the whole pipeline."""
+    """Measure: ingest beside its limits, folding and closing of graphs, the whole pipeline, or the way back from a crash."""
     try:
         module: Any = importlib.import_module(f"tests.bench.{what}")
     except ModuleNotFoundError as error:
