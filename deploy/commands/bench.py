@@ -17,7 +17,7 @@ from schemas.errors import ConfigurationError
 @click.argument("what", type=click.Choice(["ingest", "graph", "e2e", "recovery"]))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(what: str, arguments: tuple[str, ...]) -> None:
-    """Measure: ingest beside its limits, folding and closing of graphs, the whole pipeline, or the way back from a crash."""
+    """Measure ingest beside its limits, folding and closing of graphs, the whole pipeline, or recovery from a crash."""
     try:
         module: Any = importlib.import_module(f"tests.bench.{what}")
     except ModuleNotFoundError as error:
