@@ -3,7 +3,7 @@
 A format is spelled ``name``, ``name?key=value&key=value``, or ``name:value`` where it has one main argument.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from schemas.errors import ConfigurationError
@@ -49,8 +49,9 @@ def source_format(spelling: str) -> SourceFormat:
         if key not in known:
             what = f"takes {', '.join(known)}" if known else "takes no arguments"
             raise ConfigurationError(f"format {name}: no argument {key!r}; it {what}")
-    configured: Callable[[Mapping[str, str]], SourceFormat] = type(FORMATS[name]).configured
-    return configured(arguments)
+    kind: Any = type(FORMATS[name])
+    configured: SourceFormat = kind.configured(arguments)
+    return configured
 
 
 def split_spelling(spelling: str) -> tuple[str, dict[str, str]]:
