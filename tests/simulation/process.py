@@ -171,6 +171,7 @@ class Process:
         self.held: set[TopicPartition] = set()
         self.graph: dict[int, GraphPartition] = {}
         self.errors: list[Exception] = []
+        self._owned_in: dict[int, int] = {}
         self._graph_queues: dict[int, asyncio.Queue[Chunk]] = {}
         self._graph_tasks: dict[int, asyncio.Task[None]] = {}
         self._sink_queues: dict[str, asyncio.Queue[Chunk]] = {topic: asyncio.Queue() for topic in SINK_TOPICS}
@@ -485,6 +486,10 @@ class Process:
         return await self.ingest.start(tp[0], tp[1], committed, first)
 
     async def _start_graph(self, number: int) -> int | None:
+        if self.generation - self._owned_in.get(number, self.generation) > 1:
+            await self._stop_graph(number)  # another worker may have owned it meanwhile
+            self.graph.pop(number, None)
+        self._owned_in[number] = self.generation
         partition = self.graph.get(number)
         if partition is None:
             partition = self.graph[number] = self.sim.variant.partition(
@@ -496,7 +501,10 @@ class Process:
                 self._metrics,
                 CHECKPOINT_EVERY_MS,
             )
-        start = await partition.recover()
+        if partition.is_recovered:
+            start = await partition.recover()
+        else:
+            start = await partition.recover(self.sim.broker.committed.get((LOG, number), 0) - 1)
         if number not in self._graph_tasks:
             queue = self._graph_queues[number] = asyncio.Queue()
             self._graph_tasks[number] = asyncio.create_task(self._work(partition, queue))
@@ -516,8 +524,8 @@ class Process:
             chunk = await queue.get()
             try:
                 offset = await partition.apply(chunk.offsets.tolist(), chunk.values)
-                if offset is not None:
-                    await self.commit({(LOG, chunk.partition): offset})
+                if offset is not None and await self.commit({(LOG, chunk.partition): offset}):
+                    await partition.prune()
             except Exception as error:
                 self.fail(error)
                 return
@@ -571,9 +579,13 @@ class Process:
 
     async def checkpoint_all(self) -> None:
         """Stop as SIGTERM does: commit, store every partition's state."""
+        await self.ingest.finish()
         await self.ingest.close()
         for number, partition in list(self.graph.items()):
-            await self._stop_graph(number)
+            if not partition.is_recovered:
+                continue
+            async with partition.turn:
+                await self._stop_graph(number)
             offset = await partition.checkpoint()
-            if offset is not None:
-                await self.commit({(LOG, number): offset})
+            if offset is not None and await self.commit({(LOG, number): offset}):
+                await partition.prune()

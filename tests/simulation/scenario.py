@@ -16,6 +16,8 @@ WORKER_SKEW_MS = 500
 PRODUCE_S = 28.0
 SETTLE_S = 150.0
 """From the last fault on, silence closes every window within less than this."""
+RESTART_S = 24.0
+"""An embedded installation is quiet, stops and starts again within so long."""
 PARTITIONS = 3
 SOURCES = PARTITIONS
 TENANT_PAIRS = (("acme", "hooli"), ("acme", "hooli"), ("acme", "globex"), ("initech", "globex"))
@@ -141,11 +143,15 @@ class _Input:
         return self.row(at_s, event_s, TARDY, rng.choice(("b", "c")), self._tenants[rng.random() < 0.4])
 
 
-def _messages(rng: random.Random, source: _Input, tenants: tuple[str, str], count: int) -> list[Message]:
+def _messages(
+    rng: random.Random, source: _Input, tenants: tuple[str, str], count: int, stops_s: float | None
+) -> list[Message]:
     times = sorted(rng.random() * PRODUCE_S for _ in range(count))
-    if rng.random() < 0.4:  # a phase in which nobody says anything
+    if stops_s is not None:
+        times = [at if at < stops_s else at + RESTART_S for at in times]
+    elif rng.random() < 0.4:  # a phase in which nobody says anything
         gap_from = rng.random() * 10.0 + 4.0
-        times = sorted(at if at < gap_from else at + 8.0 for at in times)
+        times = [at if at < gap_from else at + 8.0 for at in times]
     messages = []
     silent = rng.randrange(SOURCES) if rng.random() < 0.3 else None  # one partition falls idle, or never has a word
     silent_from = rng.choice((0.0, 10.0))
@@ -176,6 +182,7 @@ def _messages(rng: random.Random, source: _Input, tenants: tuple[str, str], coun
         messages.append(Message(at_s, partition, value.encode(), rows, dead))
     for _ in range(rng.choice((0, 1, 1, 2))):  # a call that both ends report, one after the other
         at_s, later_s = rng.random() * (PRODUCE_S - 6.0), rng.random() * 2.5
+        at_s += RESTART_S if stops_s is not None and at_s > stops_s - 2.5 else 0.0
         partition, tenant = rng.randrange(SOURCES), tenants[rng.random() < 0.5]
         for side, when_s in (("client", at_s), ("server", at_s + later_s)):
             text, row = source.row(when_s, at_s, PROMPT, "p", tenant, side)
@@ -189,7 +196,8 @@ def draw(seed: int) -> Scenario:
     rng = random.Random(seed)
     tenants = rng.choice(TENANT_PAIRS)
     source = _Input(rng, tenants, with_latency=seed % 4 == 0)
-    scenario = Scenario(seed, _messages(rng, source, tenants, rng.randrange(6, 10)))
+    stops_s = 8.0 + rng.random() * 10.0 if rng.random() < 0.08 else None
+    scenario = Scenario(seed, _messages(rng, source, tenants, rng.randrange(6, 10), stops_s), incarnation_s=stops_s)
     scenario.skews_ms = (rng.randrange(-WORKER_SKEW_MS, WORKER_SKEW_MS), rng.randrange(-WORKER_SKEW_MS, WORKER_SKEW_MS))
     scenario.append_time = rng.random() < 0.3
     scenario.max_record_bytes = 1_100 if rng.random() < 0.2 else scenario.max_record_bytes
@@ -226,7 +234,7 @@ def _draw_faults(rng: random.Random, scenario: Scenario) -> None:
         scenario.insert_faults = rng.random() * 0.3
     if rng.random() < 0.15:
         scenario.down = span(20.0)
-    special = rng.random()
+    special = rng.random() if scenario.incarnation_s is None else 1.0
     if special < 0.08:
         scenario.pauses.append((*span(10.0), rng.randrange(SOURCES)))
     elif special < 0.18:
@@ -235,6 +243,4 @@ def _draw_faults(rng: random.Random, scenario: Scenario) -> None:
         if rng.random() < 0.7:  # so that something is unread when retention comes
             at_s, partition, _ = scenario.truncations[0]
             scenario.stalls.append((max(0.0, at_s - 12.0), at_s + 1.0, partition))
-    elif special < 0.26:
-        scenario.incarnation_s = 12.0 + rng.random() * 10.0
     scenario.heal_s = max([PRODUCE_S, *(message.at_s for message in scenario.messages)])

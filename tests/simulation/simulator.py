@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from models.graph.machine import Machine
 from schemas.detection import DetectionConfig
 from schemas.graph import decode_chunk
 from schemas.ids import end_position
@@ -102,6 +103,7 @@ class Simulator:
         self._since_restart = 0
         self._recrashes = list(scenario.recrash)
         self._zombies: set[int] = set()
+        self._is_stopping = False
         self._accept_loss = scenario.accept_loss
         self._make_topics()
 
@@ -140,14 +142,14 @@ class Simulator:
         if self.trace is not None:
             self.note(f"#{self.effects} {process.name} {kind} {where[0]}[{where[1]}]")
             self.effect_names.append(f"{kind} {where[0]}")
+        if self.is_settled or self._is_stopping:
+            return ""
         side = self.scenario.crashes.get(self.effects, "")
         if self._recrashes and self._since_restart:
             self._since_restart += 1
             if self._since_restart > self._recrashes[0][0]:
                 self._since_restart = 0
                 side = self._recrashes.pop(0)[1]
-        if self.is_healed and self.incarnation == "1":
-            return "" if self.scenario.incarnation_s is not None or not side else side
         return side
 
     def produce_outcome(self, tp: TopicPartition) -> tuple[str, float]:
@@ -231,7 +233,7 @@ class Simulator:
     def start_process(self, number: int) -> None:
         """Start a worker and have it join."""
         old = self.processes.get(number)
-        if (old is not None and old.alive) or self.starts >= MAX_STARTS:
+        if self._is_stopping or (old is not None and old.alive) or self.starts >= MAX_STARTS:
             return
         self.starts += 1
         skew_ms = self.scenario.skews_ms[number]
@@ -245,7 +247,7 @@ class Simulator:
     def rebalance(self) -> None:
         """Deal all partitions to the members that are there; each learns of it a little later."""
         members = [n for n, process in sorted(self.processes.items()) if process.alive and n not in self._zombies]
-        if not members:
+        if not members or self._is_stopping:
             return
         tps = [(topic, partition) for topic, count in BATCHED for partition in range(count)]
         if self.scenario.controls:
@@ -361,14 +363,25 @@ class Simulator:
             loop.run_until(loop.now_s + CLOSING_S)
             self.eras.append(Era(self.incarnation, self.broker.logs))
 
-    def _is_drained(self) -> bool:
-        """Say whether all that was pushed is folded into windows that have closed."""
-        machines = {
+    def machines(self) -> dict[int, Machine]:
+        """Return the state machines of the partitions of `tenant-log` that have an owner."""
+        return {
             number: partition.machine
             for process in self.processes.values()
             if process.alive
             for number, partition in process.graph.items()
+            if (shell.LOG, number) in process.fetches
         }
+
+    def _has_caught_up(self) -> bool:
+        """Say whether every owner has applied its log to the end: nobody has published what is beyond it."""
+        machines = self.machines()
+        ends = {number: self.broker.logs[shell.LOG, number].end for number in range(PARTITIONS)}
+        return all(number in machines and machines[number].offset == end - 1 for number, end in ends.items())
+
+    def _is_drained(self) -> bool:
+        """Say whether all that was pushed is folded into windows that have closed."""
+        machines = self.machines()
         name = self.source(len(self.eras))
         for partition in range(PARTITIONS):
             machine = machines.get(partition)
@@ -386,20 +399,20 @@ class Simulator:
         loop.run_until(at_s)
         self._heal()
         loop.run_until(loop.now_s + 12.0)
+        until_s = loop.now_s + SETTLE_S
+        while loop.now_s < until_s and not self._has_caught_up():
+            loop.run_until(loop.now_s + 0.5)
+        self._is_stopping = True
         for process in self.processes.values():
             if process.alive:
                 loop.spawn(process.checkpoint_all())
         loop.run_until(loop.now_s + 6.0)
-        applied = {
-            number: partition.machine.offset
-            for process in self.processes.values()
-            if process.alive
-            for number, partition in process.graph.items()
-        }
+        applied = {number: machine.offset for number, machine in self.machines().items()}
         for process in self.processes.values():
             process.alive = False
         self.eras.append(Era(self.incarnation, self.broker.logs, applied))
         self.processes = {}
+        self._is_stopping = False
         self._make_topics()
         self.incarnation = "2"
         self.is_healed = False

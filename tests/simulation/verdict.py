@@ -163,13 +163,7 @@ def _logs(sim: Simulator, topic: str) -> list[Log]:
 
 
 def _check_positions(sim: Simulator, verdict: Verdict) -> None:
-    found = {
-        number: partition.machine
-        for process in sim.processes.values()
-        if process.alive
-        for number, partition in process.graph.items()
-        if (shell.LOG, number) in process.fetches
-    }
+    found = sim.machines()
     for partition in range(PARTITIONS):
         end = sim.broker.logs[shell.LOG, partition].end
         machine = found.get(partition)
