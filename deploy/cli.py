@@ -19,6 +19,7 @@ _COMMANDS = {
     "sql": "deploy.commands.sql:sql",
     "migrate": "deploy.commands.migrate:migrate",
     "topics": "deploy.commands.topics:topics",
+    "doctor": "deploy.commands.doctor:doctor",
     "dead-letters": "deploy.commands.dead_letters:dead_letters",
     "bench": "deploy.commands.bench:bench",
 }

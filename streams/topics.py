@@ -36,6 +36,26 @@ class PlannedTopic:
     is_fixed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """A topic as it is.
+
+    Attributes:
+        replicas: the least of any partition. leaderless: partitions that cannot be read or written now.
+        config: as the broker has it, defaults included.
+    """
+
+    partitions: int
+    replicas: int
+    leaderless: tuple[int, ...]
+    config: dict[str, str]
+
+    @property
+    def timestamp_type(self) -> str:
+        """Who sets a record's timestamp, as configured."""
+        return self.config.get("message.timestamp.type", "CreateTime")
+
+
 def planned_topics(settings: Settings) -> list[PlannedTopic]:
     """Return our topics and the source topics, each once. Pure.
 
@@ -96,6 +116,21 @@ async def partition_counts(admin: AIOKafkaAdminClient, names: Iterable[str]) -> 
         KafkaError: the broker does not answer, or cannot say now.
     """
     return {name: len(partitions) for name, partitions in (await _describe(admin, names)).items()}
+
+
+async def topic_facts(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, TopicFacts]:
+    """Return how topics are; those that do not exist are left out, and are not made.
+
+    Raises:
+        ConfigurationError: we may not see one of them.
+        KafkaError: the broker does not answer, or cannot say now.
+    """
+    found = {}
+    for name, partitions in (await _describe(admin, names)).items():
+        leaderless = tuple(sorted(part["partition"] for part in partitions if part["leader"] < 0))
+        replicas = min((len(part["replicas"]) for part in partitions), default=0)
+        found[name] = TopicFacts(len(partitions), replicas, leaderless, await topic_config(admin, name))
+    return found
 
 
 async def timestamp_type(admin: AIOKafkaAdminClient, topic: str) -> str:

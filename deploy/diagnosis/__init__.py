@@ -1,0 +1,1 @@
+"""`drift doctor`: what is looked at, and how each finding is judged."""
