@@ -1,7 +1,10 @@
 """Records that are lines of text: one a message or many, with their coordinates; and columns of text. Pure."""
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, repeat
+from operator import itemgetter
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -9,10 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.dead_letter import Reason
+from schemas.flow import UNKNOWN
 from schemas.tenant_log import IntColumn
 from streams.sources.coded import values_of
 from streams.sources.draft import loose_integers
 from streams.sources.json_records import Reading
+from streams.sources.typed import Batch
 
 UNSET = "-"
 _JSON_STARTS = frozenset(b"{[")
@@ -47,6 +53,105 @@ def runs_by_kind(values: Sequence[bytes]) -> Iterator[tuple[bool, int, int]]:
     for start, stop in pairwise(borders):
         if stop > start:
             yield bool(is_json[start]), start, stop
+
+
+class Note(NamedTuple):
+    """What a line that is no record says of those that follow it in the same message.
+
+    Attributes:
+        fields: their columns; ``None``: as before.
+        kind: what they are, if not flows; empty: flows; ``None``: as before.
+    """
+
+    fields: tuple[str, ...] | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How lines are columns.
+
+    Attributes:
+        separator: between the cells of a line.
+        fields: columns of a line by how many cells it has, for lines without a header; ``None`` if that fits none.
+        note: reads a line that is no record; ``None`` for a record. Asked only where ``may_be_note``.
+        expected: what ``fields`` takes, in words.
+    """
+
+    separator: str
+    fields: Callable[[int], tuple[str, ...] | None]
+    may_be_note: Callable[[list[str]], bool]
+    note: Callable[[list[str]], Note | None]
+    expected: str
+
+
+class Table:
+    """Cells of text, whose columns may change from line to line."""
+
+    def __init__(self) -> None:
+        self.cells: list[list[str]] = []
+        self.shapes: list[tuple[tuple[str, ...], int]] = []  # (columns, number of the first row without them)
+
+    def add(self, cells: list[str], fields: tuple[str, ...]) -> None:
+        """Add a line."""
+        self.cells.append(cells)
+        if self.shapes and self.shapes[-1][0] is fields:
+            self.shapes[-1] = fields, len(self.cells)
+        else:
+            self.shapes.append((fields, len(self.cells)))
+
+    def column(self, *names: str) -> list[str | None]:
+        """Return the first of these columns that there is; ``None`` where there is none."""
+        found: list[str | None] = []
+        at = 0
+        for fields, until in self.shapes:
+            where = next((fields.index(name) for name in names if name in fields), None)
+            rows = self.cells if len(self.shapes) == 1 else self.cells[at:until]
+            found.extend(repeat(None, until - at) if where is None else map(itemgetter(where), rows))
+            at = until
+        return found
+
+
+HEADER = "header"
+"""Kind of lines that name columns or say something about the log, in `Decoded.skipped`."""
+
+
+def read_table(batch: Batch, layout: Layout) -> Table:
+    """Split the lines of a batch; lines that are no records are counted, those with too many cells or few rejected."""
+    table = Table()
+    cells = [line.split(layout.separator) for line in batch.records]
+    width = len(cells[0])
+    usual = layout.fields(width)
+    if usual is not None and set(map(len, cells)) == {width} and not any(map(layout.may_be_note, cells)):
+        table.cells, table.shapes = cells, [(usual, len(cells))]
+        return table
+    kept = np.zeros(len(cells), dtype=bool)
+    wrong = np.zeros(len(cells), dtype=bool)
+    wanted: dict[int, str] = {}
+    fields: tuple[str, ...] | None = None
+    kind: str | None = None
+    of_message = UNKNOWN
+    for row, message in enumerate(batch.draft.message.tolist()):
+        if message != of_message:  # a header speaks for its own message alone
+            fields, kind, of_message = None, None, message
+        line = cells[row]
+        note = layout.note(line) if layout.may_be_note(line) else None
+        if note is not None:
+            fields, kind = note.fields or fields, kind if note.kind is None else note.kind
+            batch.skipped[HEADER] += 1
+            continue
+        if kind:
+            batch.skipped[kind] += 1
+            continue
+        shape = layout.fields(len(line)) if fields is None else fields if len(fields) == len(line) else None
+        if shape is None:
+            wrong[row], wanted[row] = True, layout.expected if fields is None else str(len(fields))
+            continue
+        kept[row] = True
+        table.add(line, shape)
+    batch.draft.reject(wrong, Reason.MALFORMED, lambda row: f"{len(cells[row])} fields, and {wanted[row]} are expected")
+    batch.keep(kept)
+    return table
 
 
 def text_integers(texts: Sequence[str | None]) -> IntColumn:

@@ -11,8 +11,6 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
-from operator import itemgetter
 from typing import Annotated, Any
 
 import msgspec
@@ -30,7 +28,17 @@ from streams.sources.format import Decoded
 from streams.sources.identity import Naming, address, code_names
 from streams.sources.json_records import FAILURES, NotAFlow, Reading
 from streams.sources.orientation import client_is_dst, said_by_sensor, server_port
-from streams.sources.text_records import LINES, UNSET, runs_by_kind, text_floats, text_integers
+from streams.sources.text_records import (
+    HEADER,
+    LINES,
+    UNSET,
+    Layout,
+    Note,
+    read_table,
+    runs_by_kind,
+    text_floats,
+    text_integers,
+)
 from streams.sources.times import MAX_TIME_MS, mixed_ms, rounded_ms
 from streams.sources.typed import Batch, add_run, collect, columns_of, directed, lax
 
@@ -51,7 +59,7 @@ _KNOWN_LOGS = (
     "traceroute tunnel weird websocket x509"
 )
 _LOGS = frozenset(_KNOWN_LOGS.split())
-_CONN, _OTHER, _HEADER = "conn", "other", "header"
+_CONN, _OTHER = "conn", "other"
 
 _KEYS = {
     # field: the name in Zeek's log
@@ -165,10 +173,6 @@ def _explain(piece: bytes) -> str | None:
     return None if name is None or name == _CONN else _log_name(name)
 
 
-_Shape = tuple[tuple[str, ...], int]
-"""Columns of text, and the number of the first row that has them no longer."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Columns:
     """A run's connections. Lists of text are as long as the arrays; -1 and NaN are unknown."""
@@ -210,10 +214,11 @@ class ZeekConn:
     name = "zeek-conn"
 
     def __init__(self, fields: Sequence[str] | None = None, *, at_end: bool = False) -> None:
-        self._fields = tuple(fields or DEFAULT_FIELDS)
+        self._fields = _plain_fields(fields or DEFAULT_FIELDS)
         self._is_default = fields is None
         self._at_end = at_end
         self._naming: Naming[str] = Naming(address)
+        self._layout = Layout("\t", self._fields_of, _is_comment, _note, str(len(self._fields)))
         self._reading = Reading(
             (_dotted, _underscored, _in_tag, _with_nested_id, self._in_envelope), _array, explain=_explain
         )
@@ -253,18 +258,16 @@ class ZeekConn:
         if text.startswith("{"):
             return _dotted_or_underscored(text.encode())
         if text.startswith("#"):
-            raise NotAFlow(_HEADER)
+            raise NotAFlow(HEADER)
         return self._conn_of_line(text)
 
     def _conn_of_line(self, line: str) -> Conn:
         cells = line.split("\t")
-        if not self._fits(len(cells)):
+        fields = self._fields_of(len(cells))
+        if fields is None:
             raise msgspec.ValidationError(f"{len(cells)} fields, and {len(self._fields)} are expected")
-        values = dict(zip(map(_plain, self._fields), cells, strict=False))
+        values = dict(zip(fields, cells, strict=False))
         return msgspec.convert({n: v for n, v in values.items() if v != UNSET}, Conn, strict=False)
-
-    def _fits(self, cells: int) -> bool:
-        return cells == len(self._fields) or (self._is_default and cells > len(self._fields))
 
     def _read_json(self, batch: Batch) -> CodedRows | None:
         logs = [record.path or record.stream for record in batch.records]
@@ -294,22 +297,16 @@ class ZeekConn:
 
     # -- text ----------------------------------------------------------------------------------------------------------
 
-    def _read_text(self, batch: Batch) -> CodedRows | None:
-        draft = batch.draft
-        cells, shapes, kept = self._split(batch)
-        if not cells:
-            return None
-        if kept is not None:
-            draft.take(kept)
+    def _fields_of(self, cells: int) -> tuple[str, ...] | None:
+        if cells == len(self._fields) or (self._is_default and cells > len(self._fields)):
+            return self._fields
+        return None
 
-        def column(*names: str) -> list[str | None]:
-            found: list[str | None] = []
-            at = 0
-            for fields, until in shapes:
-                where = next((fields.index(name) for name in names if name in fields), None)
-                found.extend(repeat(None, until - at) if where is None else map(itemgetter(where), cells[at:until]))
-                at = until
-            return found
+    def _read_text(self, batch: Batch) -> CodedRows | None:
+        table = read_table(batch, self._layout)
+        draft, column = batch.draft, table.column
+        if not table.cells:
+            return None
 
         def ports(name: str) -> IntColumn:
             values = text_integers(column(name))
@@ -337,46 +334,6 @@ class ZeekConn:
             lambda row: nodes[row] if nodes[row] != UNSET else None,
             None,
         )
-
-    def _split(self, batch: Batch) -> tuple[list[list[str]], list[_Shape], IntColumn | None]:
-        """Return the cells of each connection, which columns they are in, and their lines (``None``: all).
-
-        Lines that are none of the connection log are counted; those with the wrong number of cells are rejected.
-        """
-        lines, draft = batch.records, batch.draft
-        width = len(self._fields)
-        cells = [line.split("\t") for line in lines]
-        if all(len(row) == width for row in cells) and not any(line[0] == "#" for line in lines):
-            return cells, [(_plain_fields(self._fields), len(cells))], None
-        kept: list[int] = []
-        shapes: list[_Shape] = []
-        wanted: dict[int, int] = {}
-        header, of_message = _NO_HEADER, -1
-        for row, message in enumerate(draft.message.tolist()):
-            if message != of_message:  # a header speaks for its own message alone
-                header, of_message = _NO_HEADER, message
-            if lines[row].startswith("#"):
-                header = header.followed_by(cells[row])
-                batch.skipped[_HEADER] += 1
-                continue
-            if header.path not in (None, _CONN):
-                batch.skipped[_log_name(header.path or "")] += 1
-                continue
-            fields = header.fields or self._fields
-            if not (len(cells[row]) == len(fields) if header.fields else self._fits(len(cells[row]))):
-                wanted[row] = len(fields)
-                continue
-            kept.append(row)
-            plain = _plain_fields(fields)
-            if shapes and shapes[-1][0] == plain:
-                shapes[-1] = plain, len(kept)
-            else:
-                shapes.append((plain, len(kept)))
-        wrong = np.zeros(len(lines), dtype=bool)
-        wrong[list(wanted)] = True
-        whole = Draft(draft.message, draft.index, draft.payload, draft.host, draft.rejected)
-        whole.reject(wrong, Reason.MALFORMED, lambda row: f"{len(cells[row])} fields, and {wanted[row]} are expected")
-        return [cells[row] for row in kept], shapes, np.array(kept, dtype=np.int64)
 
     # -- both ----------------------------------------------------------------------------------------------------------
 
@@ -429,22 +386,17 @@ class ZeekConn:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """What header lines of a message said so far."""
-
-    fields: tuple[str, ...] = ()
-    path: str | None = None
-
-    def followed_by(self, cells: list[str]) -> "_Header":
-        if cells[0] == "#fields":
-            return _Header(tuple(cells[1:]), self.path)
-        if cells[0] == "#path" and len(cells) > 1:
-            return _Header(self.fields, cells[1])
-        return self
+def _is_comment(cells: list[str]) -> bool:
+    return cells[0].startswith("#")
 
 
-_NO_HEADER = _Header()
+def _note(cells: list[str]) -> Note:
+    """Read a line of a log's header or footer."""
+    if cells[0] == "#fields":
+        return Note(fields=_plain_fields(cells[1:]))
+    if cells[0] == "#path" and len(cells) > 1:
+        return Note(kind="" if cells[1] == _CONN else _log_name(cells[1]))
+    return Note()
 
 
 def _dotted_or_underscored(value: bytes) -> Conn:

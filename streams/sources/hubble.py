@@ -1,0 +1,379 @@
+"""``hubble``: flows of Cilium's Hubble, as its exporter or ``hubble observe -o json`` writes them. Pure.
+
+A record is an event (a packet that was traced or dropped, a request, an answer), not a connection: it has no bytes. Any
+field of a flow may be missing, for users mask them. Records of other kinds say that Hubble lost events or a node.
+
+Source: cilium api/v1/flow/flow.proto, api/v1/observer/observer.proto, pkg/hubble/parser (direction of replies).
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN, Port
+from streams.sources.coded import CodedRows
+from streams.sources.draft import Words, coded_words, integers
+from streams.sources.format import LossSignal
+from streams.sources.identity import UNNAMED, Naming, address, bounded, code_names, outside, owner_of, workload
+from streams.sources.json_records import FAILURES, Reading
+from streams.sources.orientation import CLIENT_IS_DST, CLIENT_IS_SRC, NOT_SAID, client_is_dst, server_port
+from streams.sources.times import iso_ms
+from streams.sources.typed import Batch, TypedFormat, in_envelope, lax, mask_of
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+
+
+class _Workload(msgspec.Struct, gc=False):
+    name: str = ""
+    kind: str = ""
+
+
+class _Endpoint(msgspec.Struct, gc=False):
+    namespace: str = ""
+    pod_name: str = ""
+    workloads: tuple[_Workload, ...] = ()
+    labels: tuple[str, ...] = ()
+    cluster_name: str = ""
+
+
+class _Service(msgspec.Struct, gc=False):
+    name: str = ""
+    namespace: str = ""
+
+
+class _Ip(msgspec.Struct, gc=False):
+    source: str = ""
+    destination: str = ""
+
+
+class _TcpFlags(msgspec.Struct, gc=False):
+    SYN: bool = False
+    ACK: bool = False
+    RST: bool = False
+
+
+class _Ports(msgspec.Struct, gc=False):
+    source_port: Port | None = None
+    destination_port: Port | None = None
+    flags: _TcpFlags | None = None
+
+
+class _Layer4(msgspec.Struct, gc=False):
+    TCP: _Ports | None = None
+    UDP: _Ports | None = None
+    SCTP: _Ports | None = None
+    ICMPv4: msgspec.Raw | None = None
+    ICMPv6: msgspec.Raw | None = None
+
+
+class _Http(msgspec.Struct, gc=False):
+    code: int | None = None
+
+
+class _Dns(msgspec.Struct, gc=False):
+    rcode: int | str | None = None
+
+
+class _Kafka(msgspec.Struct, gc=False):
+    error_code: int | None = None
+
+
+class _Layer7(msgspec.Struct, gc=False):
+    type: str = ""
+    latency_ns: Count | None = None
+    http: _Http | None = None
+    dns: _Dns | None = None
+    kafka: _Kafka | None = None
+
+
+class Flow(msgspec.Struct, gc=False):
+    """What is used of a flow."""
+
+    time: str | None = None
+    verdict: str | None = None
+    drop_reason_desc: str | None = None
+    IP: _Ip | None = None
+    l4: _Layer4 | None = None
+    l7: _Layer7 | None = None
+    source: _Endpoint | None = None
+    destination: _Endpoint | None = None
+    source_names: tuple[str, ...] = ()
+    destination_names: tuple[str, ...] = ()
+    source_service: _Service | None = None
+    destination_service: _Service | None = None
+    is_reply: bool | None = None
+    reply: bool | None = None
+    traffic_direction: str | None = None
+    node_name: str | None = None
+
+
+class Event(msgspec.Struct, gc=False):
+    """A record that holds a flow."""
+
+    flow: Flow
+    node_name: str | None = None
+    time: str | None = None
+
+
+class _LostEvents(msgspec.Struct, gc=False):
+    source: str = "UNKNOWN"
+    num_events_lost: Count | None = None
+
+
+class _NodeStatus(msgspec.Struct, gc=False):
+    state_change: str = "UNKNOWN"
+    node_names: tuple[str, ...] = ()
+
+
+class _Other(msgspec.Struct, gc=False):
+    lost_events: _LostEvents | None = None
+    node_status: _NodeStatus | None = None
+    agent_event: msgspec.Raw | None = None
+    debug_event: msgspec.Raw | None = None
+    node_name: str | None = None
+    time: str | None = None
+
+
+_KINDS = ("lost_events", "node_status", "agent_event", "debug_event")
+_LOST_BY = frozenset({"PERF_EVENT_RING_BUFFER", "OBSERVER_EVENTS_QUEUE", "HUBBLE_RING_BUFFER"})
+_NODE_STATES = frozenset({"NODE_CONNECTED", "NODE_UNAVAILABLE", "NODE_GONE", "NODE_ERROR"})
+
+_event, _other_record = lax(Event), lax(_Other)
+_array = msgspec.json.Decoder(list[Event], strict=False).decode
+
+
+def _other(value: bytes) -> _Other:
+    record: _Other = _other_record(value)
+    if _kind_of(record) is None:
+        raise msgspec.ValidationError("neither a flow nor another record of Hubble's")
+    return record
+
+
+def _kind_of(record: _Other) -> str | None:
+    return next((kind for kind in _KINDS if getattr(record, kind) is not None), None)
+
+
+_TCP, _UDP, _SCTP = PROTOCOL_NUMBERS["tcp"], PROTOCOL_NUMBERS["udp"], PROTOCOL_NUMBERS["sctp"]
+_ICMP, _ICMP6 = PROTOCOL_NUMBERS["icmp"], PROTOCOL_NUMBERS["icmp6"]
+_NO_IP = _Ip()
+_NO_LAYER4 = (UNKNOWN, None)
+_POLICY_DROPS = frozenset(
+    {"POLICY_DENIED", "POLICY_DENY", "AUTH_REQUIRED", "DENIED_BY_LB_SRC_RANGE_CHECK", "NO_EGRESS_GATEWAY"}
+)
+_FORWARDED = Words({"FORWARDED": 0, "REDIRECTED": 0, "TRACED": 0, "TRANSLATED": 0, "AUDIT": 0})
+_SERVER_REPORTS = Words({"INGRESS": SIDE_SERVER, "EGRESS": SIDE_CLIENT}, SIDE_CLIENT)
+"""Hubble gives the direction of the connection as its reporting node sees it, for replies too."""
+_SOUND_RCODES = frozenset({0, 3, "0", "3", "NOERROR", "NXDOMAIN", "NoError", "NXDomain", None})
+_REPLY, _REQUEST_TYPE, _RESPONSE_TYPE = 1, "REQUEST", "RESPONSE"
+_HTTP_ERROR_FROM = 500
+
+_RESERVED = "reserved:"
+_RESERVED_NAMES = ("kube-apiserver", "ingress", "host", "remote-node", "health")
+"""Reserved identities that are something; world, unmanaged, init and unknown only say what an address is not."""
+_APP_LABELS = ("k8s:app.kubernetes.io/name=", "k8s:app=", "k8s:k8s-app=", "k8s:name=")
+_NAMESPACE_LABEL = "k8s:io.kubernetes.pod.namespace="
+_DEFAULT_CLUSTERS = frozenset({"", "default"})
+
+_Key = tuple[Any, ...]
+_PODS, _SERVICES, _LABELS = "Pod", "Service", "labels"
+
+
+def _key(end: _Endpoint | None, service: _Service | None, names: tuple[str, ...], where: str) -> _Key:
+    """Return what names an endpoint, without what changes from record to record where something better is there."""
+    if end is not None:
+        if end.workloads and end.workloads[0].name:
+            first = end.workloads[0]
+            return first.kind, end.namespace, first.name, end.cluster_name
+        if end.pod_name:
+            return _PODS, end.namespace, end.pod_name, end.cluster_name
+    if service is not None and service.name:
+        return _SERVICES, service.namespace, service.name, end.cluster_name if end is not None else ""
+    labels = end.labels if end is not None else ()
+    namespace = end.namespace if end is not None else ""
+    return _LABELS, namespace, labels, end.cluster_name if end is not None else "", names[:1], where
+
+
+class Hubble(TypedFormat):
+    """Hubble's flows; see the module.
+
+    Args:
+        cluster: the cluster all records come from, instead of ``cluster_name``; ``-`` leaves it out of names.
+    """
+
+    name = "hubble"
+    reading = Reading((_event, _other, in_envelope(_event), in_envelope(_other)), _array)
+
+    def __init__(self, *, cluster: str | None = None) -> None:
+        self._cluster = cluster
+        self._naming: Naming[_Key] = Naming(self._name_of)
+
+    @classmethod
+    def configured(cls, arguments: Mapping[str, str]) -> "Hubble":
+        """Return the format as configured: ``cluster``."""
+        return cls(cluster=arguments.get("cluster"))
+
+    def _workload(self, namespace: str, name: str, cluster: str) -> str:
+        if self._cluster is not None:
+            cluster = "" if self._cluster == "-" else self._cluster
+        return workload(namespace, name, None if cluster in _DEFAULT_CLUSTERS else cluster)
+
+    def _name_of(self, key: _Key) -> str:
+        if key[0] != _LABELS:
+            kind, namespace, name, cluster = key
+            return self._workload(namespace, owner_of(kind, name), cluster)
+        _, namespace, labels, cluster, names, where = key
+        reserved = {label.removeprefix(_RESERVED) for label in labels if label.startswith(_RESERVED)}
+        for name in _RESERVED_NAMES:
+            if name in reserved:
+                return bounded(_RESERVED + name)
+        for prefix in _APP_LABELS:
+            app = next((label.removeprefix(prefix) for label in labels if label.startswith(prefix)), "")
+            if app:
+                of_label = next(
+                    (t.removeprefix(_NAMESPACE_LABEL) for t in labels if t.startswith(_NAMESPACE_LABEL)), ""
+                )
+                return self._workload(namespace or of_label, app, cluster)
+        if names and outside(names[0]) != UNNAMED:
+            return outside(names[0])
+        return address(where) or (bounded(_RESERVED + "world") if "world" in reserved else UNNAMED)
+
+    def rows(self, batch: Batch) -> CodedRows | None:
+        """Turn records into rows; see `TypedFormat`."""
+        self._take_signals(batch)
+        events, draft = batch.records, batch.draft
+        if not events:
+            return None
+        flows: list[Flow] = [event.flow for event in events]
+        size = len(flows)
+        wires = [_layer4(flow.l4) for flow in flows]
+        protocol = np.fromiter((wire[0] for wire in wires), dtype=np.int64, count=size)
+        ports = [wire[1] for wire in wires]
+        src_port = integers([None if p is None else p.source_port for p in ports])
+        dst_port = integers([None if p is None else p.destination_port for p in ports])
+        flags = [None if p is None else p.flags for p in ports]
+        syn = mask_of((f is not None and f.SYN for f in flags), size)
+        ack = mask_of((f is not None and f.ACK for f in flags), size)
+        flagged = mask_of((f is not None for f in flags), size) & (protocol == _TCP)
+        layer7 = [flow.l7 for flow in flows]
+        request = mask_of((l7 is not None and l7.type == _REQUEST_TYPE for l7 in layer7), size)
+        response = mask_of((l7 is not None and l7.type == _RESPONSE_TYPE for l7 in layer7), size)
+        reply = integers([f.is_reply if f.is_reply is not None else (True if f.reply else None) for f in flows])
+        said = np.where(
+            reply >= 0,
+            np.where(reply == _REPLY, CLIENT_IS_DST, CLIENT_IS_SRC),
+            np.where(
+                request | (syn & ~ack),
+                CLIENT_IS_SRC,
+                np.where(response | (syn & ack), CLIENT_IS_DST, NOT_SAID),
+            ),
+        )
+        portless = (src_port == UNKNOWN) & (dst_port == UNKNOWN)
+        said = np.where(portless & (said == NOT_SAID), CLIENT_IS_SRC, said)
+        swapped = client_is_dst(src_port, dst_port, said)
+        port = np.where(portless, UNKNOWN, server_port(src_port, dst_port, swapped, said))
+        (src, dst), names = code_names(
+            self._naming,
+            [_key(f.source, f.source_service, f.source_names, f.IP.source if f.IP else "") for f in flows],
+            [
+                _key(f.destination, f.destination_service, f.destination_names, f.IP.destination if f.IP else "")
+                for f in flows
+            ],
+        )
+        instants = [event.flow.time or event.time for event in events]
+        dropped = mask_of((flow.verdict == "DROPPED" for flow in flows), size)
+        refused = dropped & mask_of((_by_policy(flow) for flow in flows), size)
+        denied = np.where(refused, 1, coded_words(_FORWARDED, [flow.verdict for flow in flows]))
+        failed = (dropped & ~refused) | mask_of((flow.verdict == "ERROR" for flow in flows), size)
+        reset = mask_of((f is not None and f.RST for f in flags), size)
+        answers = integers([_answer(l7) for l7 in layer7])
+        errors = np.where(failed, 1, np.maximum(answers, np.where(flagged, reset, UNKNOWN)))
+        # Answers are what counts as calls of a protocol that Hubble reads, handshakes as those of a connection.
+        later = (flagged & ~(syn & ~ack)) | (swapped & ~response) | (request & ~dropped)
+        latency = integers([None if l7 is None else l7.latency_ns for l7 in layer7])
+        draft.host = lambda row: events[row].node_name or flows[row].node_name
+        return draft.finish(
+            time_ms=iso_ms(instants),
+            time_shown=instants,
+            ends=(np.where(swapped, dst, src), np.where(swapped, src, dst), names),
+            port=port,
+            protocol=protocol,
+            columns={
+                "side": coded_words(_SERVER_REPORTS, [flow.traffic_direction for flow in flows]),
+                "errors": errors,
+                "denied": denied,
+                "latency_us": np.where(latency > 0, latency // 1_000, UNKNOWN),
+                "continued": later.astype(np.int64),
+            },
+        )
+
+    @staticmethod
+    def _take_signals(batch: Batch) -> None:
+        """Count records that hold no flow; those that tell of loss become signals."""
+        others = [(row, r) for row, r in enumerate(batch.records) if isinstance(r, _Other)]
+        if not others:
+            return
+        message, index = batch.draft.message, batch.draft.index
+        for row, record in others:
+            at, time_ms = (int(message[row]), int(index[row])), int(iso_ms([record.time])[0])
+            if record.lost_events is not None:
+                lost = record.lost_events
+                source = lost.source if lost.source in _LOST_BY else "OTHER"
+                count = UNKNOWN if lost.num_events_lost is None else lost.num_events_lost
+                batch.signals.append(LossSignal(*at, f"lost_events:{source}", record.node_name, count, time_ms))
+            elif record.node_status is not None:
+                state = record.node_status.state_change
+                kind = f"node_status:{state if state in _NODE_STATES else 'OTHER'}"
+                nodes = record.node_status.node_names or (record.node_name,)
+                batch.signals.extend(
+                    LossSignal(*at, kind, node and bounded(node), UNKNOWN, time_ms) for node in nodes[:1_000]
+                )
+        batch.skip([_kind_of(r) if isinstance(r, _Other) else None for r in batch.records])
+
+
+def _layer4(layer: _Layer4 | None) -> tuple[int, _Ports | None]:
+    """Return protocol number and ports."""
+    if layer is None:
+        return _NO_LAYER4
+    if layer.TCP is not None:
+        return _TCP, layer.TCP
+    if layer.UDP is not None:
+        return _UDP, layer.UDP
+    if layer.ICMPv4 is not None:
+        return _ICMP, None
+    if layer.ICMPv6 is not None:
+        return _ICMP6, None
+    if layer.SCTP is not None:
+        return _SCTP, layer.SCTP
+    return _NO_LAYER4
+
+
+def _by_policy(flow: Flow) -> bool:
+    """Say whether a drop was a refusal: by its reason, and where the reason is masked or it was a request, always."""
+    reason = flow.drop_reason_desc
+    return not reason or reason in _POLICY_DROPS or flow.l7 is not None
+
+
+def _answer(layer: _Layer7 | None) -> int | None:
+    """Return 1 for an answer that says the request failed, 0 for a sound one, ``None`` for no answer."""
+    if layer is None or layer.type == _REQUEST_TYPE:
+        return None
+    if layer.http is not None and layer.http.code:
+        return int(layer.http.code >= _HTTP_ERROR_FROM)
+    if layer.dns is not None and layer.type == _RESPONSE_TYPE:
+        return int(layer.dns.rcode not in _SOUND_RCODES)
+    if layer.kafka is not None and layer.type == _RESPONSE_TYPE:
+        return int(bool(layer.kafka.error_code))
+    return None
+
+
+def is_hubble(piece: bytes) -> bool:
+    """Say whether a record is one of Hubble's."""
+    for read in (_event, _other):
+        try:
+            read(piece)
+            return True
+        except FAILURES:
+            continue
+    return False
