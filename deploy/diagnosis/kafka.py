@@ -1,12 +1,20 @@
 """Asks Kafka what `drift doctor` judges. Does I/O, and writes nothing."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from typing import TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    KafkaError,
+    NotCoordinatorForGroupError,
+    for_code,
+)
 
 from deploy.diagnosis.finding import Finding, ok, problem
 from deploy.diagnosis.offsets import LogRange, Where, judge_clock, judge_group, judge_sources, judge_state
@@ -18,7 +26,9 @@ from schemas.tenant_log import decode_record
 from streams.kafka_clients import check_connection, make_admin, make_consumer
 from streams.topics import TopicFacts, planned_topics, topic_facts
 
+T = TypeVar("T")
 READ_S = 10.0
+_NOT_NOW = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
 BROKER_STAMPED = 1
 
 
@@ -54,13 +64,36 @@ async def diagnose_kafka(settings: Settings, now_ms: int, quick: bool) -> list[F
     return findings
 
 
+async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask again while the answer is "not now": a new cluster makes its topic of offsets when first asked for one.
+
+    Raises:
+        KafkaError: it has not answered in time, or refuses.
+    """
+    ends_s = asyncio.get_running_loop().time() + READ_S
+    while True:
+        try:
+            return await ask()
+        except _NOT_NOW:
+            if asyncio.get_running_loop().time() > ends_s:
+                raise
+        await asyncio.sleep(0.2)
+
+
 async def _group(admin: AIOKafkaAdminClient, settings: Settings) -> list[Finding]:
     name = settings.worker.group
-    for response in await admin.describe_consumer_groups([name]):
-        for group in response.to_object()["groups"]:
-            if group["error_code"] == 0:
-                return [judge_group(name, group["state"], len(group["members"]))]
-    return [problem(f"group {name}", "may not be described", "grant DESCRIBE on the group")]
+
+    async def described() -> tuple[str, int]:
+        [response] = await admin.describe_consumer_groups([name])
+        [group] = response.to_object()["groups"]
+        if group["error_code"]:
+            raise for_code(group["error_code"])(name)
+        return str(group["state"]), len(group["members"])
+
+    try:
+        return [judge_group(name, *await _patiently(described))]
+    except GroupAuthorizationFailedError:
+        return [problem(f"group {name}", "may not be described", "grant DESCRIBE on the group")]
 
 
 async def _offsets(
@@ -106,7 +139,7 @@ async def _committed(admin: AIOKafkaAdminClient, group: str, wanted: Iterable[Wh
     tps = [TopicPartition(*where) for where in wanted]
     if not tps:
         return {}
-    found = await admin.list_consumer_group_offsets(group, partitions=tps)
+    found = await _patiently(lambda: admin.list_consumer_group_offsets(group, partitions=tps))
     return {(tp.topic, tp.partition): at.offset if at.offset >= 0 else None for tp, at in found.items()}
 
 

@@ -113,6 +113,7 @@ async def test_topics_changed_on_the_broker_are_told(settings: Settings) -> None
     await admin.start()
     try:
         for name, changes in ((log, {"retention.ms": "60000"}), (state, {"cleanup.policy": "delete"})):
+            changes["max.message.bytes"] = "2097152"  # what is not named goes back to the broker's default
             await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, changes)])
 
         async def is_changed() -> bool:
