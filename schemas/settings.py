@@ -16,6 +16,9 @@ from schemas.detection import DetectionConfig
 from schemas.errors import ConfigurationError
 from schemas.topics import INTERNAL_AND_PUBLIC
 
+MAX_RETENTION_DAYS = 18_250
+"""50 years. ClickHouse's TTL is a DateTime, which ends in 2106: what is to be kept beyond is deleted at once."""
+
 
 class _Frozen(BaseModel, frozen=True, extra="forbid"):
     pass
@@ -135,7 +138,7 @@ class ClickHouseSettings(_Frozen):
     client_cert_file: Path | None = None
     client_key_file: Path | None = None
     verify: bool = True
-    retention_days: int = Field(default=90, ge=1)
+    retention_days: int = Field(default=90, ge=1, le=MAX_RETENTION_DAYS)
 
 
 class ApiSettings(_Frozen):

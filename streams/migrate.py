@@ -9,6 +9,7 @@ from string import Template
 from clickhouse_connect.driver import Client
 
 from schemas.errors import ConfigurationError
+from schemas.settings import MAX_RETENTION_DAYS
 
 _FILE = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -57,9 +58,9 @@ def load_migrations() -> list[Migration]:
 def _check_names(database: str, retention_days: int) -> None:
     if not _IDENTIFIER.fullmatch(database):
         raise ConfigurationError(f"clickhouse.database {database!r} must be letters, digits and underscores")
-    if not isinstance(retention_days, int) or retention_days < 1:
+    if not isinstance(retention_days, int) or not 1 <= retention_days <= MAX_RETENTION_DAYS:
         raise ConfigurationError(
-            f"clickhouse.retention_days {retention_days!r} must be a whole number of days, at least 1"
+            f"clickhouse.retention_days {retention_days!r} must be a whole number of days, 1 to {MAX_RETENTION_DAYS}"
         )
 
 

@@ -20,6 +20,7 @@ from schemas.drift import Activity, DriftEvent, DriftKind, Severity
 from schemas.errors import ConfigurationError
 from schemas.graph import MEASURES
 from schemas.ocsf import encode_event
+from schemas.settings import MAX_RETENTION_DAYS
 from schemas.tables import DRIFT_EVENTS, EDGES_1H, EDGES_1M, KNOWN_BY, SERVICES, TABLES, VIEWS, WINDOWS
 from streams.metrics import Metrics
 from streams.migrate import Migration, load_migrations, migrate, pending
@@ -84,6 +85,16 @@ def test_a_changed_applied_file_is_refused_and_a_newer_database_too(clickhouse: 
 def test_a_database_name_is_never_more_than_a_name(empty_clickhouse: ClickHouse, database: str) -> None:
     with pytest.raises(ConfigurationError, match="letters, digits and underscores"):
         migrate(empty_clickhouse.client, database, 90)
+
+
+def test_the_longest_retention_keeps_rows_and_a_longer_one_is_refused(empty_clickhouse: ClickHouse) -> None:
+    ch = empty_clickhouse
+    with pytest.raises(ConfigurationError, match="retention_days"):
+        migrate(ch.client, ch.database, MAX_RETENTION_DAYS + 1)
+    migrate(ch.client, ch.database, MAX_RETENTION_DAYS)
+    _write(ch, make_window(HOUR_MS, [{"src": "a", "dst": "b"}]))
+    ch.client.command(f"OPTIMIZE TABLE {ch.database}.edges_1m FINAL")
+    assert ch.rows("SELECT count() FROM {db}.edges_1m FINAL") == [(1,)]
 
 
 def test_a_changed_retention_reaches_the_tables(clickhouse: ClickHouse) -> None:
