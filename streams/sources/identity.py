@@ -120,6 +120,12 @@ def normal_address(text: str) -> str | None:
     return str(mapped or address)
 
 
+def is_private(text: str) -> bool:
+    """Say whether an address is of a range that is never routed on the internet (RFC 1918, RFC 4193, loopback, ...)."""
+    normal = normal_address(text)
+    return normal is not None and ipaddress.ip_address(normal).is_private
+
+
 def address(text: str | None) -> str:
     """Return ``ip:ADDR``, or ``UNNAMED`` for what is no address."""
     normal = normal_address(text) if text else None

@@ -49,24 +49,6 @@ class NotAFlow(msgspec.DecodeError):
         self.kind = kind
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How records of a format are decoded.
-
-    Attributes:
-        spellings: decoders of one record, the usual one first; what one refuses is tried with the next. Each returns
-            a record or raises one of ``FAILURES``.
-        array: decodes an array of records in the usual spelling, or ``None``.
-        explain: asked why a record is refused by all: returns the kind of what is no flow, or ``None``.
-        foreign: names what a message is that is no JSON of this format, or ``None``.
-    """
-
-    spellings: tuple[Read, ...]
-    array: Callable[[bytes], list[Any]] | None = None
-    explain: Callable[[bytes], str | None] = lambda _piece: None
-    foreign: Callable[[bytes], str | None] = lambda _value: None
-
-
 def refusal_of(error: Exception) -> Refusal:
     """Return the verdict on a record that failed to decode."""
     if isinstance(error, RecursionError):
@@ -113,6 +95,26 @@ def split_records(value: bytes) -> list[bytes]:
         return [text]
     except FAILURES:
         return [line for line in map(bytes.strip, text.split(b"\n")) if line]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How records of a format are decoded.
+
+    Attributes:
+        spellings: decoders of one record, the usual one first; what one refuses is tried with the next. Each returns
+            a record or raises one of ``FAILURES``.
+        array: decodes an array of records in the usual spelling, or ``None``.
+        explain: asked why a record is refused by all: returns the kind of what is no flow, or ``None``.
+        foreign: names what a message is that is no JSON of this format, or ``None``.
+        split: returns the text of each record of a message, as coordinates count them; raises `Refusal`.
+    """
+
+    spellings: tuple[Read, ...]
+    array: Callable[[bytes], list[Any]] | None = None
+    explain: Callable[[bytes], str | None] = lambda _piece: None
+    foreign: Callable[[bytes], str | None] = lambda _value: None
+    split: Callable[[bytes], list[bytes]] = split_records
 
 
 class JsonRecords:
@@ -240,7 +242,7 @@ class JsonRecords:
         named = wire_prefix(value) or self._reading.foreign(value)
         if named is not None:
             raise Refusal(Reason.MALFORMED, named)
-        pieces = split_records(value)
+        pieces = self._reading.split(value)
         if len(pieces) > MAX_RECORDS_PER_MESSAGE:
             raise Refusal(Reason.TOO_MANY_RECORDS, f"{len(pieces)} records in one message")
         return pieces
@@ -260,12 +262,12 @@ class JsonRecords:
 
     def payload_of(self) -> Callable[[int, int], bytes]:
         """Return a function from (message, index) to the bytes of that record."""
-        values = self._values
+        values, split = self._values, self._reading.split
         single = not self._spans
 
         @functools.lru_cache(maxsize=1)  # many records of one message in a row: split it once
         def pieces(message: int) -> list[bytes]:
-            return split_records(values[message])
+            return split(values[message])
 
         def payload(message: int, record: int) -> bytes:
             return values[message] if single or len(pieces(message)) == 1 else pieces(message)[record]

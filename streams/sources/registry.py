@@ -7,10 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from schemas.errors import ConfigurationError
+from streams.sources.auto import Auto, recognised_in
+from streams.sources.aws_vpc import AwsVpc
 from streams.sources.canonical import Canonical
 from streams.sources.canonical_arrow import CanonicalArrow
 from streams.sources.canonical_json import CanonicalJson
 from streams.sources.format import SourceFormat
+from streams.sources.hubble import Hubble
+from streams.sources.istio_access import IstioAccess
+from streams.sources.netobserv import NetObserv
 from streams.sources.suricata_eve import SuricataEve
 from streams.sources.zeek_conn import ZeekConn
 
@@ -20,13 +25,25 @@ FORMATS: dict[str, SourceFormat] = {
         Canonical(),
         CanonicalJson(),
         CanonicalArrow(),
+        NetObserv(),
+        Hubble(),
+        IstioAccess(),
+        AwsVpc(),
         ZeekConn(),
         SuricataEve(),
     )
 }
-"""Each format without arguments."""
+"""Each format without arguments, and ``auto``, which takes one of them."""
+
+_RECOGNISED = {name: FORMATS[name] for name in FORMATS if name not in ("canonical-json", "canonical-arrow")}
+AUTO = "auto"
+FORMATS[AUTO] = Auto(_RECOGNISED)
 
 ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "netobserv": ("cluster", "time"),
+    "hubble": ("cluster",),
+    "istio-access": ("cluster",),
+    "aws-vpc": ("fields", "time"),
     "zeek-conn": ("fields", "time"),
     "suricata-eve": ("time",),
 }
@@ -43,7 +60,7 @@ def source_format(spelling: str) -> SourceFormat:
     if name not in FORMATS:
         raise ConfigurationError(f"unknown format {name!r}; known are {', '.join(sorted(FORMATS))}")
     if not arguments:
-        return FORMATS[name]
+        return Auto(_RECOGNISED) if name == AUTO else FORMATS[name]  # what it took is one topic's or file's own
     known = ARGUMENTS.get(name, ())
     for key in arguments:
         if key not in known:
@@ -80,8 +97,10 @@ def format_of_file(spelling: str, head: bytes) -> str:
     """Return how to spell the format for one file: with what its first bytes say, such as the columns of a header.
 
     Raises:
-        ConfigurationError: as `source_format`.
+        ConfigurationError: as `source_format`, or ``auto`` does not recognise the file.
     """
+    if source_format(spelling).name == AUTO:
+        spelling = recognised_in(_RECOGNISED, head)
     for_file: Any = getattr(source_format(spelling), "for_file", None)
     found: Mapping[str, str] = for_file(head) if for_file is not None else {}
     if not found:

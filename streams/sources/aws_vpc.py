@@ -1,0 +1,313 @@
+"""``aws-vpc``: AWS VPC Flow Logs as text, versions 2 to 8, bare or in the envelopes of Firehose and CloudWatch. Pure.
+
+A record is one direction of a connection over up to ten minutes, seen by one network interface: what runs from server
+to client is folded into the client's edge as its other direction. Which columns a line has is the user's choice: as a
+header of the same message says, else as configured, else all columns of a version in AWS's order, told by their number.
+
+Source: AWS, "Flow log records" (VPC user guide, flow-log-records) and "Flow log record examples".
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from schemas.dead_letter import Reason
+from schemas.errors import ConfigurationError
+from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN
+from schemas.tenant_log import IntColumn
+from streams.sources.coded import CodedRows
+from streams.sources.draft import Draft, Words, coded_words, shown
+from streams.sources.envelopes import text_in_envelope
+from streams.sources.format import Decoded, LossSignal
+from streams.sources.identity import Naming, address, code_names, is_private, outside, workload
+from streams.sources.json_records import FAILURES, NotAFlow, Reading, split_records
+from streams.sources.orientation import CLIENT_IS_DST, CLIENT_IS_SRC, NOT_SAID, client_is_dst, server_port
+from streams.sources.text_records import (
+    LINES,
+    UNSET,
+    Layout,
+    Note,
+    NotOneLine,
+    Table,
+    line_of,
+    read_table,
+    runs_by_kind,
+    text_integers,
+)
+from streams.sources.times import rounded_ms
+from streams.sources.typed import Batch, add_run, choice, collect, directed, mask_of
+
+_VERSIONS = (
+    # columns of each version, in the order of AWS's table
+    "version account-id interface-id srcaddr dstaddr srcport dstport protocol packets bytes start end action "
+    "log-status",
+    "vpc-id subnet-id instance-id tcp-flags type pkt-srcaddr pkt-dstaddr",
+    "region az-id sublocation-type sublocation-id",
+    "pkt-src-aws-service pkt-dst-aws-service flow-direction traffic-path",
+    "ecs-cluster-arn ecs-cluster-name ecs-container-instance-arn ecs-container-instance-id ecs-container-id "
+    "ecs-second-container-id ecs-service-name ecs-task-definition-arn ecs-task-arn ecs-task-id",
+    "reject-reason",
+)
+_LISTS = tuple(tuple(" ".join(_VERSIONS[: upto + 1]).split()) for upto in range(len(_VERSIONS)))
+DEFAULT_FIELDS: dict[int, tuple[str, ...]] = {len(fields): fields for fields in _LISTS}
+"""Columns of a line without a header, by their number: all up to a version."""
+
+KNOWN_FIELDS = frozenset(_LISTS[-1]) | frozenset(
+    ["resource-id", "encryption-status"]  # named by AWS for later versions; not used
+)
+_NEEDED = frozenset({"srcaddr", "dstaddr", "start"})
+_ADDRESSES = {"pkt-srcaddr": "srcaddr", "pkt-dstaddr": "dstaddr"}
+
+_TCP = PROTOCOL_NUMBERS["tcp"]
+_ICMP = (PROTOCOL_NUMBERS["icmp"], PROTOCOL_NUMBERS["icmp6"])
+_SYN, _RST, _SYN_ACK = 0x02, 0x04, 0x12
+"""Flags of all packets of the record, joined; AWS does not record ACK alone, so that 0x12 is one packet's."""
+_ACTIONS = Words({"ACCEPT": 0, "REJECT": 1}, -2)
+_DIRECTIONS = Words({"ingress": 0, "egress": 1})
+_INGRESS, _EGRESS = 0, 1
+_NO_FLOW = {"NODATA": "nodata", "SKIPDATA": "skipdata"}
+_SKIPDATA = "skipdata"
+
+
+_Key = tuple[str | None, ...]
+
+
+class _LogEvent(msgspec.Struct, gc=False):
+    message: str
+
+
+class _Subscription(msgspec.Struct, gc=False):
+    """What CloudWatch Logs sends to a subscription."""
+
+    messageType: str
+    logEvents: list[_LogEvent]
+
+
+_subscription = msgspec.json.Decoder(_Subscription, strict=False).decode
+_CONTROL = "control-message"
+
+
+def _line_in_envelope(value: bytes) -> str:
+    text = text_in_envelope(value)
+    if not text or "\n" in text:
+        raise NotOneLine("not a line of text" if text else "the message is empty")
+    return text
+
+
+def _line(value: bytes) -> str:
+    """Return an event's line as a subscription's pieces have it.
+
+    Raises:
+        NotAFlow: the piece stands for a control message.
+    """
+    if value == _CONTROL_PIECE:
+        raise NotAFlow(_CONTROL)
+    return line_of(value)
+
+
+_CONTROL_PIECE = b'{"messageType":"CONTROL_MESSAGE"}'
+
+
+def split_events(value: bytes) -> list[bytes]:
+    """Return the lines of a CloudWatch subscription's message, or what `split_records` does."""
+    try:
+        subscription: _Subscription = _subscription(value)
+    except FAILURES:
+        return split_records(value)
+    if subscription.messageType != "DATA_MESSAGE" or not subscription.logEvents:
+        return [_CONTROL_PIECE]
+    return [event.message.encode() or b" " for event in subscription.logEvents]
+
+
+_ENVELOPES = Reading((_line_in_envelope, _line), split=split_events)
+
+
+class AwsVpc:
+    """VPC Flow Logs; see the module.
+
+    Args:
+        fields: columns of lines without a header; several lists must differ in length.
+        at_end: event time is the end of the record's interval, not its start.
+    """
+
+    name = "aws-vpc"
+
+    def __init__(self, fields: Sequence[Sequence[str]] | None = None, *, at_end: bool = False) -> None:
+        self._is_default = fields is None
+        self._fields = DEFAULT_FIELDS if fields is None else {len(names): tuple(names) for names in fields}
+        self._at_end = at_end
+        self._naming: Naming[_Key] = Naming(_name_of)
+        counts = " or ".join(map(str, sorted(self._fields)))
+        self._layout = Layout(" ", self._fields.get, _may_be_header, _note, counts)
+
+    @classmethod
+    def configured(cls, arguments: Mapping[str, str]) -> "AwsVpc":
+        """Return the format as configured.
+
+        ``fields``: names as AWS writes them, bare or as ``${name}``, separated by commas or spaces; ``|`` parts lists.
+        ``time``: ``start`` or ``end``.
+        """
+        lists = [_field_list(text) for text in arguments["fields"].split("|")] if "fields" in arguments else None
+        if lists is not None and len({len(names) for names in lists}) < len(lists):
+            raise ConfigurationError("format aws-vpc: two lists of fields have the same number of fields")
+        at_end = choice(cls.name, arguments, "time", ("start", "end")) == "end"
+        return cls(lists, at_end=at_end)
+
+    def for_file(self, head: bytes) -> Mapping[str, str]:
+        """Return arguments that the first bytes of a file give: the columns its first line names."""
+        names = head.partition(b"\n")[0].decode(errors="replace").split()
+        return {"fields": ",".join(names)} if self._is_default and _is_header(names) else {}
+
+    def decode(self, values: Sequence[bytes]) -> Decoded:
+        """Decode messages; see `SourceFormat`."""
+        decoded = Decoded([], [])
+        for is_json, start, stop in runs_by_kind(values):
+            stretch = values if (start, stop) == (0, len(values)) else values[start:stop]
+            batch = collect(stretch, _ENVELOPES if is_json else LINES)
+            add_run(decoded, batch, self._rows(batch) if batch.records else None, start)
+        return decoded
+
+    def _rows(self, batch: Batch) -> CodedRows | None:
+        table = read_table(batch, self._layout)
+        if table.cells:
+            table = _without_gaps(batch, table)
+        if not table.cells:
+            return None
+        draft, column, size = batch.draft, table.column, len(table.cells)
+        protocol = _bounded(draft, "protocol", text_integers(column("protocol")), 255)
+        src_port = _bounded(draft, "srcport", text_integers(column("srcport")), 65_535)
+        dst_port = _bounded(draft, "dstport", text_integers(column("dstport")), 65_535)
+        flags = _bounded(draft, "tcp-flags", text_integers(column("tcp-flags")), 255)
+        has_flags = (flags > 0) & (protocol == _TCP)
+        is_icmp = np.isin(protocol, _ICMP)
+        said = np.where(
+            has_flags & ((flags & _SYN_ACK) == _SYN_ACK),
+            CLIENT_IS_DST,
+            np.where(has_flags & ((flags & _SYN_ACK) == _SYN), CLIENT_IS_SRC, NOT_SAID),
+        )
+        said = np.where(is_icmp, CLIENT_IS_SRC, said)
+        swapped = client_is_dst(src_port, dst_port, said)
+        port = np.where(is_icmp, UNKNOWN, server_port(src_port, dst_port, swapped, said))
+        direction = coded_words(_DIRECTIONS, column("flow-direction"))
+        (src, dst), names = code_names(self._naming, *_keys(table, direction))
+        unknown = np.full(size, UNKNOWN, dtype=np.int64)
+        measures = {
+            "bytes_out": text_integers(column("bytes")),
+            "bytes_in": unknown,
+            "packets_out": text_integers(column("packets")),
+            "packets_in": unknown,
+        }
+        columns = directed(measures, swapped)
+        actions = column("action")
+        denied = coded_words(_ACTIONS, [None if action == UNSET else action for action in actions])
+        known = mask_of((action is not None and action != UNSET for action in actions), size)
+        draft.reject(
+            known & (denied == -2),
+            Reason.INVALID_VALUE,
+            lambda row: f"action {shown(actions[row])}: no ACCEPT or REJECT",
+        )
+        columns["denied"] = np.where(known, denied, UNKNOWN)
+        told = text_integers(column("tcp-flags")) >= 0
+        columns["errors"] = np.where(told & (protocol == _TCP), (flags & _RST) > 0, UNKNOWN)
+        columns["continued"] = swapped.astype(np.int64)
+        is_server = np.where(direction == _INGRESS, ~swapped, (direction == _EGRESS) & swapped)
+        columns["side"] = np.where(is_server, SIDE_SERVER, SIDE_CLIENT)
+        instants = column("end" if self._at_end else "start")
+        interfaces = column("interface-id")
+        draft.host = lambda row: interfaces[row] if interfaces[row] != UNSET else None
+        return draft.finish(
+            time_ms=rounded_ms(text_integers(instants).astype(np.float64) * 1_000),
+            time_shown=instants,
+            ends=(np.where(swapped, dst, src), np.where(swapped, src, dst), names),
+            port=port,
+            protocol=protocol,
+            columns=columns,
+        )
+
+
+def _bounded(draft: Draft, name: str, values: IntColumn, high: int) -> IntColumn:
+    """Reject what is no number up to ``high``; such values come out as unknown."""
+    outside_bounds = (values < UNKNOWN) | (values > high)
+    if not outside_bounds.any():
+        return values
+    draft.reject(outside_bounds, Reason.INVALID_VALUE, f"{name} must be 0 to {high}")
+    return np.where(outside_bounds, UNKNOWN, values)
+
+
+def _without_gaps(batch: Batch, table: Table) -> Table:
+    """Count lines that say that there was nothing, or that AWS skipped some: those tell of loss."""
+    states = table.column("log-status")
+    if not any(state in _NO_FLOW for state in set(states)):
+        return table
+    kinds = [_NO_FLOW.get(state or "") for state in states]
+    interfaces, starts = table.column("interface-id"), text_integers(table.column("start"))
+    message, index = batch.draft.message, batch.draft.index
+    for row, kind in enumerate(kinds):
+        if kind == _SKIPDATA:
+            time_ms = int(rounded_ms(np.array([starts[row] * 1_000.0]))[0])
+            where = int(message[row]), int(index[row])
+            batch.signals.append(LossSignal(*where, _SKIPDATA, interfaces[row], UNKNOWN, time_ms))
+    left = Table()
+    at = 0
+    for fields, until in table.shapes:
+        for row in range(at, until):
+            if kinds[row] is None:
+                left.add(table.cells[row], fields)
+        at = until
+    batch.skip(kinds)
+    return left
+
+
+def _keys(table: Table, direction: IntColumn) -> tuple[list[_Key], list[_Key]]:
+    """Return what names sources and destinations: the packet's own addresses, AWS's service, the ECS service."""
+    column = table.column
+    ends: list[list[_Key]] = []
+    services = list(zip(column("ecs-cluster-name"), column("ecs-service-name"), strict=True))
+    has_services = any(name is not None and name != UNSET for _, name in services)
+    for end, owns in (("src", _EGRESS), ("dst", _INGRESS)):
+        where = column(f"{end}addr")
+        packet = column(f"pkt-{end}addr")
+        if packet[0] is not None or any(text is not None for text in packet):
+            where = [own if own and own != UNSET else other for own, other in zip(packet, where, strict=True)]
+        cloud = column(f"pkt-{end}-aws-service")
+        if has_services:
+            mine = (direction == owns).tolist()
+            ours = [pair if is_mine else _NO_SERVICE for pair, is_mine in zip(services, mine, strict=True)]
+            ends.append([(a, c, *pair) for a, c, pair in zip(where, cloud, ours, strict=True)])
+        else:
+            ends.append(list(zip(where, cloud, strict=True)))
+    return ends[0], ends[1]
+
+
+_NO_SERVICE = (None, None)
+
+
+def _name_of(key: _Key) -> str:
+    where, cloud = key[:2]
+    if len(key) == 4 and key[3] is not None and key[3] != UNSET:
+        cluster = key[2] if key[2] != UNSET else None
+        return workload(cluster or "", key[3])
+    if cloud is not None and cloud != UNSET and not is_private(where or ""):
+        return outside(f"aws/{cloud}")
+    return address(where)
+
+
+def _may_be_header(cells: list[str]) -> bool:
+    return cells[0] in KNOWN_FIELDS
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    return len(cells) > 2 and KNOWN_FIELDS.issuperset(cells)
+
+
+def _note(cells: list[str]) -> Note | None:
+    return Note(fields=tuple(cells)) if _is_header(cells) else None
+
+
+def _field_list(text: str) -> list[str]:
+    names = [name.strip().removeprefix("${").removesuffix("}") for name in text.replace(",", " ").split()]
+    missing = _NEEDED - {_ADDRESSES.get(name, name) for name in names}
+    if missing:
+        raise ConfigurationError(f"format aws-vpc: fields must name {', '.join(sorted(missing))}")
+    return names

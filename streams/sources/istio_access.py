@@ -1,0 +1,309 @@
+"""``istio-access``: access logs of Istio's (or another Envoy's) proxies as JSON with Istio's default keys. Pure.
+
+A record is one request (or TCP connection), written by the client's proxy (``outbound|...`` clusters) or the server's
+(``inbound|...``). Fluent Bit's ``kubernetes`` object, beside the keys or around the text, names the reporting pod.
+Lines that the proxy itself logs are no flows.
+
+Source: istio pkg/config/mesh accessLogFormat defaults (JSON); Envoy access log usage (response flags, durations).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from schemas.dead_letter import Reason
+from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN
+from streams.sources.coded import CodedRows
+from streams.sources.draft import Words, coded_words, loose_integers
+from streams.sources.identity import (
+    UNNAMED,
+    Naming,
+    address,
+    code_names,
+    normal_address,
+    outside,
+    owner_of_pod,
+    split_port,
+    workload,
+)
+from streams.sources.json_records import FAILURES, NotAFlow, Reading
+from streams.sources.times import iso_ms
+from streams.sources.typed import Batch, TypedFormat, columns_of, lax, mask_of
+
+
+class _Kubernetes(msgspec.Struct, gc=False, frozen=True):
+    pod_name: str = ""
+    namespace_name: str = ""
+    host: str = ""
+    labels: dict[str, Any] = {}
+
+
+class Record(msgspec.Struct, gc=False):
+    """What is used of an access. Numbers may be text, and ``-`` or null where there is none."""
+
+    start_time: str
+    upstream_cluster: str | None
+    authority: str | None = None
+    bytes_received: int | str | None = None
+    bytes_sent: int | str | None = None
+    downstream_local_address: str | None = None
+    downstream_remote_address: str | None = None
+    duration: int | str | None = None
+    method: str | None = None
+    protocol: str | None = None
+    requested_server_name: str | None = None
+    response_code: int | str | None = None
+    response_code_details: str | None = None
+    response_flags: str | None = None
+    upstream_host: str | None = None
+    grpc_status: int | str | None = None
+    kubernetes: _Kubernetes | None = None
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    log: str | None = None
+    message: str | None = None
+    kubernetes: _Kubernetes | None = None
+
+
+class _ProxyLog(msgspec.Struct, gc=False):
+    """A line of the proxy or its agent about itself."""
+
+    level: str
+    msg: str | None = None
+    message: str | None = None
+
+
+_PROXY_LOG = "proxy-log"
+_record, _envelope, _proxy_log = lax(Record), lax(_Envelope), lax(_ProxyLog)
+_array = msgspec.json.Decoder(list[Record], strict=False).decode
+
+
+def _in_envelope(value: bytes) -> Record:
+    envelope: _Envelope = _envelope(value)
+    text = envelope.log if envelope.log is not None else envelope.message
+    if text is None:
+        raise msgspec.ValidationError("no access log in the record")
+    text = text.strip()
+    if not text.startswith("{"):
+        if text.startswith("["):
+            raise msgspec.ValidationError("an access log as text: set accessLogEncoding to JSON")
+        raise NotAFlow(_PROXY_LOG)
+    piece = text.encode()
+    try:
+        record: Record = _record(piece)
+    except FAILURES as error:
+        if _explain(piece) is not None:
+            raise NotAFlow(_PROXY_LOG) from error
+        raise
+    if record.kubernetes is None:
+        record.kubernetes = envelope.kubernetes
+    return record
+
+
+def _explain(piece: bytes) -> str | None:
+    try:
+        line: _ProxyLog = _proxy_log(piece)
+    except FAILURES:
+        return None
+    return None if line.msg is None and line.message is None else _PROXY_LOG
+
+
+_TCP, _UDP = PROTOCOL_NUMBERS["tcp"], PROTOCOL_NUMBERS["udp"]
+_NOTHING = frozenset({None, "", "-"})
+_SERVER_ERROR_FROM = 500
+_UNHARMED = frozenset({None, "", "-", "DC"})
+"""Response flags that are no failure of the server: none, or the client went away."""
+_GRPC_FAILURES = Words(
+    {
+        **dict.fromkeys(_NOTHING, UNKNOWN),
+        **dict.fromkeys((2, 4, 8, 12, 13, 14, 15), 1),
+        **dict.fromkeys(("2", "4", "8", "12", "13", "14", "15"), 1),
+        **dict.fromkeys(("Unknown", "DeadlineExceeded", "ResourceExhausted", "Unimplemented"), 1),
+        **dict.fromkeys(("Internal", "Unavailable", "DataLoss"), 1),
+    },
+    0,
+)
+"""gRPC status codes that are the server's failure; others are answers."""
+_INBOUND, _OUTBOUND = "inbound", "outbound"
+_INBOUND_PASSTHROUGH, _BLACK_HOLE = "InboundPassthroughCluster", "BlackHoleCluster"
+_SERVICE_HOST = re.compile(r"([^.]+)\.([^.]+)\.svc(?:\..+)?")
+_ROUTED_NAME = re.compile(r"(?:outbound|inbound)_\.(\d{1,5})_\.[^.]*_\.(.+)")
+_APP_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app", "k8s-app")
+
+_Key = tuple[str, ...]
+_REPORTER, _ADDRESS, _HOSTS = "reporter", "address", "hosts"
+
+
+def _text(value: str | None) -> str:
+    return "" if value is None or value == "-" else value
+
+
+class _Route:
+    """What ``upstream_cluster`` says.
+
+    Attributes:
+        is_inbound: the server's proxy reports.
+        host: the server's host name, or empty.
+        port: the server's port, -1 where it does not say.
+        is_refused: Istio had nowhere to send it.
+    """
+
+    __slots__ = ("host", "is_inbound", "is_refused", "port")
+
+    def __init__(self, cluster: str) -> None:
+        direction, _, rest = cluster.partition("|")
+        self.is_inbound = direction.startswith(_INBOUND) or cluster.startswith(_INBOUND_PASSTHROUGH)
+        self.is_refused = cluster.startswith(_BLACK_HOLE)
+        self.host, self.port = "", UNKNOWN
+        parts = rest.split("|")
+        if len(parts) == 3:
+            self.port = _port(parts[0])
+            self.host = parts[2] if direction == _OUTBOUND else ""
+        elif not self.is_inbound and not self.is_refused and cluster not in ("", "PassthroughCluster"):
+            self.host = cluster  # an Envoy without Istio names clusters as its operator likes
+
+
+class _Routes(dict[str | None, _Route]):
+    def __missing__(self, cluster: str | None) -> _Route:
+        route = _Route(_text(cluster))
+        if len(self) < 50_000:
+            self[cluster] = route
+        return route
+
+
+def _port(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65_535 else UNKNOWN
+
+
+def _name_of_host(host: str) -> str:
+    """Return the name of a server's host: a Kubernetes service's, or of what lies outside."""
+    match = _SERVICE_HOST.fullmatch(host)
+    if match is not None:
+        return workload(match[2], match[1])
+    if normal_address(host) is not None:
+        return address(host)
+    return outside(host) if "." in host.rstrip(".") else workload("", host)
+
+
+class IstioAccess(TypedFormat):
+    """Istio's access logs; see the module.
+
+    Args:
+        cluster: the cluster all records come from, put in front of workloads' names.
+    """
+
+    name = "istio-access"
+    reading = Reading((_record, _in_envelope), _array, explain=_explain)
+
+    def __init__(self, *, cluster: str | None = None) -> None:
+        self._cluster = None if cluster == "-" else cluster
+        self._naming: Naming[_Key] = Naming(self._name_of)
+        self._routes = _Routes()
+
+    @classmethod
+    def configured(cls, arguments: Mapping[str, str]) -> "IstioAccess":
+        """Return the format as configured: ``cluster``."""
+        return cls(cluster=arguments.get("cluster"))
+
+    def _name_of(self, key: _Key) -> str:
+        kind, *parts = key
+        if kind == _ADDRESS:
+            return address(parts[0])
+        if kind == _REPORTER:
+            namespace, app, pod = parts
+            return workload(namespace, app or owner_of_pod(pod), self._cluster)
+        for host in parts:
+            if host:
+                name = _name_of_host(host)
+                is_workload = name != UNNAMED and "/" in name and ":" not in name
+                return f"{self._cluster}:{name}" if is_workload and self._cluster else name
+        return UNNAMED
+
+    def rows(self, batch: Batch) -> CodedRows | None:
+        """Turn records into rows; see `TypedFormat`."""
+        records: list[Record] = batch.records
+        draft, size = batch.draft, len(records)
+        column = columns_of(records, Record)
+        routes = [self._routes[cluster] for cluster in column["upstream_cluster"]]
+        ends = [_ends(record, route) for record, route in zip(records, routes, strict=True)]
+        (src, dst), names = code_names(self._naming, [end[0] for end in ends], [end[1] for end in ends])
+        port = np.fromiter((end[2] for end in ends), dtype=np.int64, count=size)
+        code = loose_integers(column["response_code"])
+        draft.reject((code < UNKNOWN) | (code > 999), Reason.INVALID_VALUE, "response_code must be 0 to 999")
+        harmed = mask_of((flags not in _UNHARMED for flags in column["response_flags"]), size)
+        grpc = coded_words(_GRPC_FAILURES, column["grpc_status"])
+        # Code 0 is a connection without an answer: TCP, or a request that got none; its flags say how it ended.
+        failed = np.where(code > 0, code >= _SERVER_ERROR_FROM, harmed)
+        details = column["response_code_details"]
+        refused = mask_of((text is not None and text.startswith("rbac_access_denied") for text in details), size)
+        refused |= mask_of((route.is_refused for route in routes), size)
+        refused |= mask_of((flags is not None and "UAEX" in flags for flags in column["response_flags"]), size)
+        duration_ms = loose_integers(column["duration"])
+        is_request = mask_of((method not in _NOTHING for method in column["method"]), size) & (code > 0)
+        inbound = mask_of((route.is_inbound for route in routes), size)
+        is_quic = mask_of((version == "HTTP/3" for version in column["protocol"]), size)
+        draft.host = lambda row: _host(records[row])
+        return draft.finish(
+            time_ms=iso_ms(column["start_time"]),
+            time_shown=column["start_time"],
+            ends=(src, dst, names),
+            port=port,
+            protocol=np.where(is_quic, _UDP, _TCP),
+            columns={
+                "side": np.where(inbound, SIDE_SERVER, SIDE_CLIENT),
+                "bytes_out": loose_integers(column["bytes_received"]),
+                "bytes_in": loose_integers(column["bytes_sent"]),
+                "errors": np.where(failed | (grpc > 0), 1, 0),
+                "denied": np.where(refused, 1, 0),
+                "latency_us": np.where(
+                    is_request & (duration_ms >= 0),
+                    np.minimum(duration_ms, 1 << 50) * 1_000,
+                    np.where(duration_ms < UNKNOWN, duration_ms, UNKNOWN),
+                ),
+            },
+        )
+
+
+def _ends(record: Record, route: _Route) -> tuple[_Key, _Key, int]:
+    """Return what names the client, what names the server, and the server's port."""
+    remote = _text(record.downstream_remote_address)
+    client: _Key = (_ADDRESS, split_port(remote)[0])
+    reporter = _reporter(record.kubernetes)
+    asked = _text(record.requested_server_name)
+    routed = _ROUTED_NAME.fullmatch(asked) if asked.startswith((_OUTBOUND, _INBOUND)) else None
+    port, host = route.port, route.host
+    if routed is not None:  # what the client's proxy asked for in the handshake: the service, and its port
+        asked, port = routed[2], _port(routed[1])
+    reached, reached_port = split_port(_text(record.upstream_host) or _text(record.downstream_local_address))
+    if port == UNKNOWN:
+        port = reached_port
+    if route.is_inbound:
+        if reporter is not None:
+            return client, reporter, port
+        return client, (_HOSTS, asked if routed is not None else "", reached), port
+    if reporter is not None:
+        client = reporter
+    if host:
+        return client, (_HOSTS, host), port
+    named, named_port = split_port(_text(record.authority))
+    if "." in asked:
+        return client, (_HOSTS, asked), port
+    if "." in named or ":" in named:
+        return client, (_HOSTS, named), port if named_port == UNKNOWN else named_port
+    return client, (_HOSTS, reached, named), port
+
+
+def _reporter(pod: _Kubernetes | None) -> _Key | None:
+    if pod is None or not (pod.pod_name or pod.labels):
+        return None
+    app = next((value for value in map(pod.labels.get, _APP_LABELS) if isinstance(value, str) and value), "")
+    return (_REPORTER, pod.namespace_name, app, "") if app else (_REPORTER, pod.namespace_name, "", pod.pod_name)
+
+
+def _host(record: Record) -> str | None:
+    pod = record.kubernetes
+    return None if pod is None else pod.host or pod.pod_name or None
