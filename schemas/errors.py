@@ -24,5 +24,9 @@ class WireFormatError(DriftError):
     """An internal record cannot be decoded."""
 
 
+class LogicVersionError(DriftError):
+    """The log is judged by a logic version that this worker does not know."""
+
+
 class CheckpointError(DriftError):
     """Saved state cannot be used."""

@@ -177,6 +177,7 @@ class LogRecord(msgspec.Struct, frozen=True):
         origin: source partition that the rows' ``origin`` positions belong to: they are replayed dead letters, and
             each is taken once, however often it is replayed.
         elsewhere: origins that go to other partitions of the log: taken there, they can no longer be taken here.
+        logic: the logic version that the writing worker can run at most; 1 is also what wrote no version yet.
     """
 
     worker: str
@@ -190,6 +191,7 @@ class LogRecord(msgspec.Struct, frozen=True):
     v: int = WIRE_VERSION
     origin: tuple[str, int] | None = None
     elsewhere: Positions | None = None
+    logic: int = 1
 
 
 _UNSIGNED = (("<u1", 1 << 8), ("<u2", 1 << 16), ("<u4", 1 << 32))
@@ -311,6 +313,7 @@ def decode_record(data: bytes) -> LogRecord:
         loss=record.loss,
         origin=record.origin,
         elsewhere=record.elsewhere,
+        logic=record.logic,
     )
 
 

@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 from aiokafka.errors import KafkaError
 
+from models.graph.logic import LOGIC_VERSION
 from schemas.dead_letter import DeadLetter
 from schemas.errors import ConfigurationError
 from schemas.settings import FlowTopic, Settings
@@ -364,7 +365,7 @@ def local_records(
         if progress is not None:
             progress(read_bytes, total)
     end = position_before(offset)
-    yield LogRecord("local", as_of_ms, (Progress(source, 0, end, end, (), ENDED),), lane=config)
+    yield LogRecord("local", as_of_ms, (Progress(source, 0, end, end, (), ENDED),), lane=config, logic=LOGIC_VERSION)
 
 
 def _chunks(messages: Iterable[FileMessage], size: int) -> Iterator[tuple[list[bytes], int]]:

@@ -4,10 +4,11 @@ import msgspec
 
 from models.graph.closing import advance, close_all
 from models.graph.lane import LaneState
+from models.graph.logic import LOGIC_VERSION, Logic
 from models.graph.output import Output
 from models.graph.taken import TakenOrigins
 from schemas.detection import DetectionConfig
-from schemas.errors import LossDetected
+from schemas.errors import LogicVersionError, LossDetected
 from schemas.ids import stable_hash
 from schemas.tenant_log import Control, LaneConfig, LogRecord, Member, Progress, unpack_positions
 
@@ -28,9 +29,15 @@ class Machine:
         applied: highest applied coordinate per source partition.
         settings: overridden detection fields per tenant.
         taken: replayed dead letters that were folded, here or in another partition of the log.
+        logic: the logic version in force.
+
+    Args:
+        can_run: the latest logic version it may run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, can_run: int = LOGIC_VERSION) -> None:
+        self.can_run = can_run
+        self.logic = Logic()
         self.offset = -1
         self.applied: dict[tuple[str, int], int] = {}
         self.lanes: dict[str, LaneState] = {}
@@ -42,11 +49,19 @@ class Machine:
 
         Raises:
             LossDetected: what the record builds on never arrived.
+            LogicVersionError: from this record on a logic version is in force that this worker cannot run.
         """
         if offset <= self.offset:
             return Output()
         for progress in record.progress:
             self._check_chain(progress, record)
+        logic = self.logic.after(record.worker, record.as_of_ms, record.logic)
+        if logic.in_force > self.can_run:
+            raise LogicVersionError(
+                f"from offset {offset} on logic version {logic.in_force} is in force, this worker runs {self.can_run} "
+                "at most: update it; its partitions go to workers that can"
+            )
+        self.logic = logic
         output = Output()
         for control in record.controls:
             self._apply_control(control, record)
@@ -68,6 +83,7 @@ class Machine:
         output = Output()
         self.offset = -1
         self.applied = {}
+        self.logic = Logic(self.logic.in_force)
         for name in sorted(self.lanes):
             output.extend(close_all(self.lanes[name], "incarnation"))
         return output

@@ -4,7 +4,8 @@ Edges and services are cut into pages, so that a checkpoint writes only the page
 and the rest are small or change all the time and are written whole. ``restore(take(state))`` does what ``state`` does.
 
 A state is written in the oldest version that can hold it, so that workers of the version before can take over as long
-as they can: 1 is everything but replayed dead letters, which make it 2.
+as they can: 1 is everything but replayed dead letters, which make it 2, and a logic version other than 1, or workers
+that could run a later one, which make it 3.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from models.drift.incidents import Incident
 from models.graph.admission import TenantEdges
 from models.graph.clock import LaneClock, MemberClock
 from models.graph.lane import LaneState, TenantState
+from models.graph.logic import LOGIC_VERSION, UNDECIDED, Logic
 from models.graph.machine import Machine
 from models.graph.registry import PAGE_ROWS, Columns
 from models.graph.taken import TakenOrigins
@@ -26,8 +28,9 @@ from models.graph.window import WindowTable
 from schemas.errors import CheckpointError, WireFormatError
 from schemas.tenant_log import LaneConfig, Positions, pack_positions, unpack_positions
 
-SNAPSHOT_VERSION = 2
-"""Latest version that this worker reads, and the earliest that holds replayed dead letters."""
+SNAPSHOT_VERSION = 3
+"""Latest version that this worker reads, and the earliest that holds a logic version."""
+TAKEN_VERSION = 2
 FIRST_VERSION = 1
 TAKEN_PAGE = 32_768
 """Positions in one chunk: 256 KiB where they lie as far apart as can be."""
@@ -79,7 +82,10 @@ class _Lane(msgspec.Struct):
 
 
 class _Meta(msgspec.Struct, omit_defaults=True):
-    """``taken``: (source, partition, positions) of replayed dead letters. A field without default is always there."""
+    """``taken``: (source, partition, positions) of replayed dead letters. A field without default is always there.
+
+    ``logic``: absent means version 1, and nobody who could run a later one.
+    """
 
     version: int
     offset: int
@@ -87,6 +93,7 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     settings: dict[str, dict[str, int | float]]
     lanes: list[_Lane]
     taken: list[tuple[str, int, int]] = []
+    logic: Logic | None = None
 
 
 class _Window(msgspec.Struct):
@@ -156,14 +163,25 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
             some = positions[page * TAKEN_PAGE : (page + 1) * TAKEN_PAGE]
             yield name, _encoder.encode(pack_positions(some)) if changed else None
     meta = _Meta(
-        SNAPSHOT_VERSION if len(taken) else FIRST_VERSION,
+        _version_of(machine),
         machine.offset,
         [(source, partition, position) for (source, partition), position in sorted(machine.applied.items())],
         machine.settings,
         lanes,
         [(*source, len(taken.positions(source))) for source in taken.sources()],
+        None if _is_first_logic(machine) else machine.logic,
     )
     yield "meta", _encoder.encode(meta)
+
+
+def _version_of(machine: Machine) -> int:
+    if not _is_first_logic(machine):
+        return SNAPSHOT_VERSION
+    return TAKEN_VERSION if len(machine.taken) else FIRST_VERSION
+
+
+def _is_first_logic(machine: Machine) -> bool:
+    return machine.logic.in_force <= 1 and machine.logic.hearing is None
 
 
 def mark_clean(machine: Machine) -> None:
@@ -244,21 +262,24 @@ def _lane(lane: LaneState) -> _Lane:
     )
 
 
-def restore(chunks: dict[str, bytes]) -> Machine:
+def restore(chunks: dict[str, bytes], can_run: int = LOGIC_VERSION) -> Machine:
     """Put a state machine together from the chunks of one checkpoint.
+
+    Args:
+        can_run: the latest logic version it may run.
 
     Raises:
         CheckpointError: a chunk is missing or damaged, or of a version this worker cannot read.
     """
     try:
-        return _restore(chunks)
+        return _restore(chunks, can_run)
     except KeyError as error:
         raise CheckpointError(f"checkpoint lacks chunk {error}; restore an older one or start anew") from error
     except (msgspec.MsgspecError, ValueError, WireFormatError) as error:
         raise CheckpointError(f"checkpoint cannot be read: {error}") from error
 
 
-def _restore(chunks: dict[str, bytes]) -> Machine:
+def _restore(chunks: dict[str, bytes], can_run: int) -> Machine:
     version = msgspec.msgpack.decode(chunks["meta"]).get("version")
     if not isinstance(version, int) or not FIRST_VERSION <= version <= SNAPSHOT_VERSION:
         raise CheckpointError(
@@ -266,10 +287,16 @@ def _restore(chunks: dict[str, bytes]) -> Machine:
             "worker has written it; run that version, or a later one"
         )
     meta = msgspec.msgpack.decode(chunks["meta"], type=_Meta)
-    machine = Machine()
+    machine = Machine(can_run)
     machine.offset = meta.offset
     machine.applied = {(source, partition): position for source, partition, position in meta.applied}
     machine.settings = meta.settings
+    machine.logic = meta.logic or Logic(UNDECIDED if meta.offset < 0 and not meta.lanes else 1)
+    if machine.logic.in_force > machine.can_run:
+        raise CheckpointError(
+            f"the state follows logic version {machine.logic.in_force}, this worker runs {machine.can_run} at most: "
+            "run the version that wrote it, or a later one"
+        )
     machine.taken = TakenOrigins(
         {
             (source, partition): _restore_taken((source, partition), size, chunks)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
+from models.graph.logic import UNDECIDED
 from models.graph.machine import Machine
 from models.graph.output import WITHHELD, Output, RowDeadLetter
 from models.graph.snapshot import mark_clean, restore, take
@@ -131,6 +132,7 @@ class GraphPartition:
 
         Raises:
             LossDetected, WireFormatError: the log cannot be trusted; the partition must stop here.
+            LogicVersionError: a later worker has to go on.
         """
         for offset, value in zip(offsets, values, strict=True):
             if offset <= self.machine.offset or value is None:
@@ -141,7 +143,13 @@ class GraphPartition:
                         f"partition {self.partition}: what offset {self.machine.offset} brought about is not out; "
                         "restart the worker, it goes on from the last checkpoint"
                     )
+                logic = self.machine.logic.in_force
                 output = self.machine.apply(offset, decode_record(value))
+                if self.machine.logic.in_force != logic != UNDECIDED:
+                    logger.warning(
+                        "partition %d: logic version %d takes over from %d at offset %d",
+                        *(self.partition, self.machine.logic.in_force, logic, offset),
+                    )
                 await self._perform(output)
                 self.performed_offset = offset
             # A chunk can hold seconds of work: let fetches, heartbeats and statements of this process in between.

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from models.graph.logic import LOGIC_VERSION
 from schemas.dead_letter import DeadLetter
 from schemas.errors import LossDetected
 from schemas.ids import NO_POSITION, stable_hash64
@@ -239,7 +240,7 @@ class IngestWorker:
             return None
         position = position_before(first)
         progress = Progress(source.reader.source, partition, position, position)
-        record = LogRecord(self._options.worker, self._clock.now_ms(), (progress,), loss=True)
+        record = LogRecord(self._options.worker, self._clock.now_ms(), (progress,), loss=True, logic=LOGIC_VERSION)
         await self._send_all([[encode_record(record)]] * self._options.targets)
         log.warning("%s[%d]: %d records were deleted unread: accepted as lost", topic, partition, first - wanted)
         source.position, source.next_offset, source.expected = position, first, first

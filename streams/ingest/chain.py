@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from models.graph.logic import LOGIC_VERSION
 from schemas.ids import NO_POSITION, end_position
 from schemas.tenant_log import (
     ACTIVE,
@@ -201,6 +202,7 @@ def _encode(
             append_time=segment.append_time,
             origin=segment.replayed,
             elsewhere=elsewhere if is_last else None,  # it covers the whole segment likewise
+            logic=LOGIC_VERSION,
         )
     )
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
+from models.graph.logic import LOGIC_VERSION
 from schemas.dead_letter import MAX_PAYLOAD_BYTES, DeadLetter, Reason
 from schemas.errors import ConfigurationError
 from schemas.ids import end_position, partition_of, position_of
@@ -436,7 +437,7 @@ def _control_records(controls: list[Control], origin: Origin, after: int, upto: 
         reaches = upto if number == len(groups) - 1 else group[-1].position
         first, behind = np.searchsorted(dead, (after, reaches), side="right")
         progress = Progress(origin.source, origin.partition, after, reaches, (), ACTIVE, int(behind - first))
-        record = LogRecord(origin.worker, origin.as_of_ms, (progress,), controls=tuple(group))
+        record = LogRecord(origin.worker, origin.as_of_ms, (progress,), controls=tuple(group), logic=LOGIC_VERSION)
         records.append(encode_record(record))
         after = reaches
     return records

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from models.graph.logic import LOGIC_VERSION
 from schemas.tenant_log import ACTIVE, END_REACHED, ENDED, IDLE, PAUSED, LaneConfig, LogRecord, Progress
 from streams.ingest.columns import Clocks
 
@@ -63,6 +64,12 @@ def statements(
         at = standing.position
         progress.append(Progress(standing.source, standing.partition, at, at, standing.clocks, state))
     return [
-        LogRecord(worker, as_of_ms, tuple(sorted(progress, key=lambda p: (p.source, p.partition))), lane=lane)
+        LogRecord(
+            worker,
+            as_of_ms,
+            tuple(sorted(progress, key=lambda p: (p.source, p.partition))),
+            lane=lane,
+            logic=LOGIC_VERSION,
+        )
         for _, (lane, progress) in sorted(lanes.items())
     ]
