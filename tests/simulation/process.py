@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 FLOWS, CONTROLS, LOG, STATE = "flows", "drift-controls", "tenant-log", "tenant-state"
 EVENTS, WINDOWS, DEAD_LETTERS = "drift-events", "graph-windows", "flows-dead-letter"
 SINK_TOPICS = (EVENTS, WINDOWS)
-TICK_S = 4.0
-STATEMENT_EVERY_MS = 10_000
-CHECKPOINT_EVERY_MS = 14_000
+TICK_S = 5.0
+STATEMENT_EVERY_MS = 12_000
+CHECKPOINT_EVERY_MS = 16_000
 
 
 class Silence:

@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass, field
 
 EPOCH_MS = 1_763_850_000_000
-WINDOW_MS = 20_000
+WINDOW_MS = 12_000
 LATENESS_MS = 15_000
 """More than a fetch may be old (10 s) plus the producers' disorder and the workers' skew: a prompt row is never late."""
 IDLE_MS = 4_000
@@ -13,7 +13,7 @@ SKEW_MS = 5_000
 MAX_WAIT_MS = 60_000
 DISORDER_S = 3.0
 WORKER_SKEW_MS = 500
-PRODUCE_S = 28.0
+PRODUCE_S = 20.0
 SETTLE_S = 150.0
 """From the last fault on, silence closes every window within less than this."""
 RESTART_S = 24.0
@@ -78,7 +78,7 @@ class Scenario:
     messages: list[Message]
     controls: list[tuple[float, bytes, bytes]] = field(default_factory=list)
     append_time: bool = False
-    max_record_bytes: int = 512 * 1024
+    max_record_bytes: int = 512 * 1024  # or so few that every row is a record of its own
     fetch_s: float = 4.0
     crashes: dict[int, str] = field(default_factory=dict)
     recrash: list[tuple[int, str]] = field(default_factory=list)
@@ -129,11 +129,11 @@ class _Input:
         )
         return text, Row(tenant, src, dst, calls, side == "server", time_ms // WINDOW_MS, fate)
 
-    def prompt(self, at_s: float) -> tuple[str, Row]:
+    def prompt(self, at_s: float, tenant_number: int | None = None) -> tuple[str, Row]:
         """Draw a row that must be on time."""
         rng = self._rng
-        known = ("b", "c", "d") if at_s > 14.0 else ("b", "c")
-        tenant = self._tenants[rng.random() < 0.4]
+        known = ("b", "c", "d") if at_s > 10.0 else ("b", "c")
+        tenant = self._tenants[rng.random() < 0.4 if tenant_number is None else tenant_number]
         return self.row(at_s, max(0.0, at_s - rng.random() * DISORDER_S), PROMPT, rng.choice(known), tenant)
 
     def tardy(self, at_s: float) -> tuple[str, Row]:
@@ -146,23 +146,27 @@ class _Input:
 def _messages(
     rng: random.Random, source: _Input, tenants: tuple[str, str], count: int, stops_s: float | None
 ) -> list[Message]:
-    times = sorted(rng.random() * PRODUCE_S for _ in range(count))
+    first_s, last_s = 1.0 + rng.random() * 5.0, 13.0 + rng.random() * 6.0  # two windows are open, whatever is drawn
+    times = sorted([first_s, last_s, *(rng.random() * PRODUCE_S for _ in range(count - 2))])
+    surest = {times.index(first_s): 0, times.index(last_s): 1}
     if stops_s is not None:
         times = [at if at < stops_s else at + RESTART_S for at in times]
     elif rng.random() < 0.4:  # a phase in which nobody says anything
-        gap_from = rng.random() * 10.0 + 4.0
+        gap_from = rng.random() * 8.0 + 4.0
         times = [at if at < gap_from else at + 8.0 for at in times]
     messages = []
     silent = rng.randrange(SOURCES) if rng.random() < 0.3 else None  # one partition falls idle, or never has a word
-    silent_from = rng.choice((0.0, 10.0))
+    silent_from = rng.choice((0.0, 8.0))
     for number, at_s in enumerate(times):
         partition = number if number < SOURCES else rng.randrange(SOURCES)
         if partition == silent and at_s >= silent_from:
             partition = (partition + 1) % SOURCES
         sort = rng.random()
-        if sort < 0.52:
+        if number in surest:
+            drawn = [source.prompt(at_s, surest[number]), source.prompt(at_s)]
+        elif sort < 0.4:
             drawn = [source.prompt(at_s)]
-        elif sort < 0.76:
+        elif sort < 0.7:
             drawn = [source.prompt(at_s) for _ in range(rng.randrange(2, 4))]
         elif sort < 0.88:
             drawn = [source.tardy(at_s)]
@@ -196,17 +200,17 @@ def draw(seed: int) -> Scenario:
     rng = random.Random(seed)
     tenants = rng.choice(TENANT_PAIRS)
     source = _Input(rng, tenants, with_latency=seed % 4 == 0)
-    stops_s = 8.0 + rng.random() * 10.0 if rng.random() < 0.08 else None
-    scenario = Scenario(seed, _messages(rng, source, tenants, rng.randrange(6, 10), stops_s), incarnation_s=stops_s)
+    stops_s = 6.0 + rng.random() * 8.0 if rng.random() < 0.08 else None
+    scenario = Scenario(seed, _messages(rng, source, tenants, rng.randrange(5, 8), stops_s), incarnation_s=stops_s)
     scenario.skews_ms = (rng.randrange(-WORKER_SKEW_MS, WORKER_SKEW_MS), rng.randrange(-WORKER_SKEW_MS, WORKER_SKEW_MS))
     scenario.append_time = rng.random() < 0.3
-    scenario.max_record_bytes = 1_100 if rng.random() < 0.2 else scenario.max_record_bytes
-    scenario.fetch_s = rng.choice((2.0, 6.0, 9.0))
+    scenario.max_record_bytes = 400 if rng.random() < 0.15 else scenario.max_record_bytes
+    scenario.fetch_s = rng.choice((2.0, 6.0, 10.0))
     scenario.learning_windows = rng.choice((0, 0, 1))
     scenario.real_rows = seed % 16 == 5
     if rng.random() < 0.2:
         value = json.dumps({"learning_windows": rng.randrange(3)}).encode()
-        scenario.controls.append((rng.random() * 20.0, f"{tenants[0]}:tenant-settings:x".encode(), value))
+        scenario.controls.append((rng.random() * 14.0, f"{tenants[0]}:tenant-settings:x".encode(), value))
     _draw_faults(rng, scenario)
     return scenario
 
@@ -226,8 +230,11 @@ def _draw_faults(rng: random.Random, scenario: Scenario) -> None:
         scenario.rebalances.append(rng.random() * PRODUCE_S)
     if rng.random() < 0.15:
         scenario.outages.append(span(6.0))
-    if rng.random() < 0.35:
+    stalls = rng.random()
+    if stalls < 0.25:
         scenario.stalls.append((*span(18.0), rng.randrange(SOURCES)))
+    elif stalls < 0.4:  # so long that a window would close without what waits
+        scenario.stalls.append((rng.random() * 8.0, 29.0 + rng.random() * 8.0, rng.randrange(SOURCES)))
     if rng.random() < 0.5:
         scenario.produce_faults = (rng.random() * 0.06, rng.random() * 0.06, rng.random() * 0.03)
     if rng.random() < 0.5:
@@ -238,9 +245,10 @@ def _draw_faults(rng: random.Random, scenario: Scenario) -> None:
     if special < 0.08:
         scenario.pauses.append((*span(10.0), rng.randrange(SOURCES)))
     elif special < 0.18:
-        scenario.truncations.append((5.0 + rng.random() * 20.0, rng.randrange(SOURCES), rng.choice((0.5, 1.0))))
+        scenario.truncations.append((4.0 + rng.random() * 14.0, rng.randrange(SOURCES), rng.choice((0.5, 1.0))))
         scenario.accept_loss = rng.random() < 0.5
         if rng.random() < 0.7:  # so that something is unread when retention comes
             at_s, partition, _ = scenario.truncations[0]
             scenario.stalls.append((max(0.0, at_s - 12.0), at_s + 1.0, partition))
-    scenario.heal_s = max([PRODUCE_S, *(message.at_s for message in scenario.messages)])
+    last_s = [*(message.at_s for message in scenario.messages), *(until_s for _, until_s, _ in scenario.stalls)]
+    scenario.heal_s = max(PRODUCE_S, *last_s)
