@@ -18,7 +18,7 @@ from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN
 from schemas.tenant_log import IntColumn
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Draft, Words, coded_words, shown
-from streams.sources.envelopes import text_in_envelope
+from streams.sources.envelopes import envelope_reader
 from streams.sources.format import Decoded, LossSignal
 from streams.sources.identity import Naming, address, code_names, is_private, outside, workload
 from streams.sources.json_records import FAILURES, NotAFlow, Reading, split_records
@@ -85,11 +85,12 @@ class _Subscription(msgspec.Struct, gc=False):
 
 
 _subscription = msgspec.json.Decoder(_Subscription, strict=False).decode
+_envelope = envelope_reader(())
 _CONTROL = "control-message"
 
 
 def _line_in_envelope(value: bytes) -> str:
-    text = text_in_envelope(value)
+    text, _ = _envelope(value)
     if not text or "\n" in text:
         raise NotOneLine("not a line of text" if text else "the message is empty")
     return text

@@ -15,12 +15,13 @@ import numpy as np
 from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN, Port
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Words, coded_words, integers
+from streams.sources.envelopes import in_envelope
 from streams.sources.format import LossSignal
 from streams.sources.identity import UNNAMED, Naming, address, bounded, code_names, outside, owner_of, workload
 from streams.sources.json_records import FAILURES, Reading
 from streams.sources.orientation import CLIENT_IS_DST, CLIENT_IS_SRC, NOT_SAID, client_is_dst, server_port
 from streams.sources.times import iso_ms
-from streams.sources.typed import Batch, TypedFormat, in_envelope, lax, mask_of
+from streams.sources.typed import Batch, TypedFormat, lax, mask_of
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
@@ -60,12 +61,16 @@ class _Ports(msgspec.Struct, gc=False):
     flags: _TcpFlags | None = None
 
 
+class _Icmp(msgspec.Struct, gc=False):
+    type: int = 0
+
+
 class _Layer4(msgspec.Struct, gc=False):
     TCP: _Ports | None = None
     UDP: _Ports | None = None
     SCTP: _Ports | None = None
-    ICMPv4: msgspec.Raw | None = None
-    ICMPv6: msgspec.Raw | None = None
+    ICMPv4: _Icmp | None = None
+    ICMPv6: _Icmp | None = None
 
 
 class _Http(msgspec.Struct, gc=False):
@@ -127,11 +132,16 @@ class _NodeStatus(msgspec.Struct, gc=False):
     node_names: tuple[str, ...] = ()
 
 
+class _Unread(msgspec.Struct, gc=False):
+    """An object whose fields do not matter."""
+
+
 class _Other(msgspec.Struct, gc=False):
+    flow: msgspec.Raw = msgspec.Raw()
     lost_events: _LostEvents | None = None
     node_status: _NodeStatus | None = None
-    agent_event: msgspec.Raw | None = None
-    debug_event: msgspec.Raw | None = None
+    agent_event: _Unread | None = None
+    debug_event: _Unread | None = None
     node_name: str | None = None
     time: str | None = None
 
@@ -146,7 +156,7 @@ _array = msgspec.json.Decoder(list[Event], strict=False).decode
 
 def _other(value: bytes) -> _Other:
     record: _Other = _other_record(value)
-    if _kind_of(record) is None:
+    if _kind_of(record) is None or bytes(record.flow):
         raise msgspec.ValidationError("neither a flow nor another record of Hubble's")
     return record
 
@@ -203,7 +213,7 @@ class Hubble(TypedFormat):
     """
 
     name = "hubble"
-    reading = Reading((_event, _other, in_envelope(_event), in_envelope(_other)), _array)
+    reading = Reading((_event, _other, in_envelope(_event, ("flow",)), in_envelope(_other, ("flow",))), _array)
 
     def __init__(self, *, cluster: str | None = None) -> None:
         self._cluster = cluster

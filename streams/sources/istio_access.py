@@ -18,6 +18,7 @@ from schemas.dead_letter import Reason
 from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Words, coded_words, loose_integers
+from streams.sources.envelopes import envelope_reader
 from streams.sources.identity import (
     UNNAMED,
     Naming,
@@ -29,7 +30,7 @@ from streams.sources.identity import (
     split_port,
     workload,
 )
-from streams.sources.json_records import FAILURES, NotAFlow, Reading
+from streams.sources.json_records import FAILURES, Explained, NotAFlow, Reading
 from streams.sources.times import iso_ms
 from streams.sources.typed import Batch, TypedFormat, columns_of, lax, mask_of
 
@@ -63,12 +64,6 @@ class Record(msgspec.Struct, gc=False):
     kubernetes: _Kubernetes | None = None
 
 
-class _Envelope(msgspec.Struct, gc=False):
-    log: str | None = None
-    message: str | None = None
-    kubernetes: _Kubernetes | None = None
-
-
 class _ProxyLog(msgspec.Struct, gc=False):
     """A line of the proxy or its agent about itself."""
 
@@ -78,19 +73,16 @@ class _ProxyLog(msgspec.Struct, gc=False):
 
 
 _PROXY_LOG = "proxy-log"
-_record, _envelope, _proxy_log = lax(Record), lax(_Envelope), lax(_ProxyLog)
+_record, _proxy_log = lax(Record), lax(_ProxyLog)
+_envelope = envelope_reader(("start_time", "upstream_cluster"), [("kubernetes", _Kubernetes | None, None)])
 _array = msgspec.json.Decoder(list[Record], strict=False).decode
 
 
 def _in_envelope(value: bytes) -> Record:
-    envelope: _Envelope = _envelope(value)
-    text = envelope.log if envelope.log is not None else envelope.message
-    if text is None:
-        raise msgspec.ValidationError("no access log in the record")
-    text = text.strip()
+    text, envelope = _envelope(value)
     if not text.startswith("{"):
         if text.startswith("["):
-            raise msgspec.ValidationError("an access log as text: set accessLogEncoding to JSON")
+            raise Explained("an access log as text: set accessLogEncoding to JSON")
         raise NotAFlow(_PROXY_LOG)
     piece = text.encode()
     try:
@@ -162,7 +154,7 @@ class _Route:
         parts = rest.split("|")
         if len(parts) == 3:
             self.port = _port(parts[0])
-            self.host = parts[2] if direction == _OUTBOUND else ""
+            self.host = parts[2]  # empty where the server's proxy of a newer Istio reports
         elif not self.is_inbound and not self.is_refused and cluster not in ("", "PassthroughCluster"):
             self.host = cluster  # an Envoy without Istio names clusters as its operator likes
 
@@ -282,9 +274,9 @@ def _ends(record: Record, route: _Route) -> tuple[_Key, _Key, int]:
     if port == UNKNOWN:
         port = reached_port
     if route.is_inbound:
-        if reporter is not None:
-            return client, reporter, port
-        return client, (_HOSTS, asked if routed is not None else "", reached), port
+        # The service that was asked for comes first: it is what the client's proxy calls the same server.
+        service = asked if routed is not None else host
+        return client, reporter if reporter is not None and not service else (_HOSTS, service, reached), port
     if reporter is not None:
         client = reporter
     if host:

@@ -97,6 +97,10 @@ def split_records(value: bytes) -> list[bytes]:
         return [line for line in map(bytes.strip, text.split(b"\n")) if line]
 
 
+class Explained(msgspec.ValidationError):
+    """Raised while a record is read: it is refused for a reason that says more than any decoder's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How records of a format are decoded.
@@ -203,7 +207,8 @@ class JsonRecords:
             except NotAFlow:
                 raise
             except FAILURES as error:
-                failure = failure or error
+                if failure is None or isinstance(error, Explained):
+                    failure = error
                 continue
             self._usual = spelling
             return record

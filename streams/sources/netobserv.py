@@ -17,6 +17,7 @@ from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN, Po
 from schemas.tenant_log import IntColumn
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Words, coded_words, integers
+from streams.sources.envelopes import in_envelope
 from streams.sources.identity import NODE_PREFIX, Naming, address, bounded, code_names, outside, owner_of, workload
 from streams.sources.json_records import FAILURES, Reading
 from streams.sources.orientation import (
@@ -28,7 +29,7 @@ from streams.sources.orientation import (
     server_port,
 )
 from streams.sources.times import milliseconds
-from streams.sources.typed import Batch, TypedFormat, choice, columns_of, directed, in_envelope, lax, mask_of
+from streams.sources.typed import Batch, TypedFormat, choice, columns_of, directed, lax, mask_of
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 
@@ -71,7 +72,7 @@ class Record(msgspec.Struct, gc=False):
     DnsFlagsResponseCode: str | None = None
     PktDropPackets: Count | None = None
     PktDropLatestDropCause: str | None = None
-    NetworkEvents: msgspec.Raw | None = None
+    NetworkEvents: msgspec.Raw = msgspec.Raw()
     RecordType: str | None = msgspec.field(default=None, name="_RecordType")
 
 
@@ -140,8 +141,8 @@ class _Refusals(Words):
         return int(isinstance(cause, str) and any(part in cause for part in _REFUSING_CAUSES))
 
 
-def _is_refused(events: msgspec.Raw | None) -> bool:
-    if not events:
+def _is_refused(events: msgspec.Raw) -> bool:
+    if not bytes(events):
         return False
     try:
         return any((event.Action or "").lower() in ("drop", "reject", "deny") for event in _events(events))
@@ -158,7 +159,7 @@ class NetObserv(TypedFormat):
     """
 
     name = "netobserv"
-    reading = Reading((_record, in_envelope(_record)), _array, explain=_explain)
+    reading = Reading((_record, in_envelope(_record, ("TimeFlowStartMs",))), _array, explain=_explain)
 
     def __init__(self, *, cluster: str | None = None, at_end: bool = False) -> None:
         self._cluster = cluster
@@ -223,7 +224,8 @@ class NetObserv(TypedFormat):
         columns = directed(measures, swapped)
         columns["errors"] = _errors(column, protocol, flags, packets)
         refused = coded_words(_Refusals({None: 0}), column["PktDropLatestDropCause"]) > 0
-        refused |= mask_of(map(_is_refused, column["NetworkEvents"]), size)
+        if any(map(bytes, column["NetworkEvents"])):
+            refused |= mask_of(map(_is_refused, column["NetworkEvents"]), size)
         columns["denied"] = np.where(refused, 1, UNKNOWN)
         dns_ms, rtt_ns = integers(column["DnsLatencyMs"]), integers(column["TimeFlowRttNs"])
         columns["latency_us"] = np.where(dns_ms > 0, dns_ms * 1_000, np.where(rtt_ns > 0, rtt_ns // 1_000, UNKNOWN))

@@ -16,11 +16,12 @@ from schemas.dead_letter import Reason
 from schemas.flow import PROTOCOL_NUMBERS, UNKNOWN, Port
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Protocols, Words, coded_words, integers
+from streams.sources.envelopes import in_envelope
 from streams.sources.identity import Naming, address, code_names
 from streams.sources.json_records import FAILURES, Reading
 from streams.sources.orientation import client_is_dst, said_by_sensor, server_port
 from streams.sources.times import iso_ms
-from streams.sources.typed import Batch, TypedFormat, choice, columns_of, directed, in_envelope, lax, mask_of
+from streams.sources.typed import Batch, TypedFormat, choice, columns_of, directed, lax, mask_of
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
@@ -97,7 +98,7 @@ class SuricataEve(TypedFormat):
     """
 
     name = "suricata-eve"
-    reading = Reading((_event, in_envelope(_event)), _array, explain=_explain)
+    reading = Reading((_event, in_envelope(_event, ("event_type",))), _array, explain=_explain)
 
     def __init__(self, *, at_end: bool = False) -> None:
         self._at_end = at_end

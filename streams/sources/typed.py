@@ -18,7 +18,6 @@ from schemas.errors import ConfigurationError
 from schemas.tenant_log import IntColumn
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Detail, Draft
-from streams.sources.envelopes import text_in_envelope
 from streams.sources.format import Decoded, LossSignal
 from streams.sources.json_records import JsonRecords, Read, Reading
 from streams.sources.orientation import Mask
@@ -34,15 +33,6 @@ _OTHER_WAY = {
 def lax(record: Any) -> Read:
     """Return the decoder of a record that takes numbers as text, and whole floats as integers."""
     return msgspec.json.Decoder(record, strict=False).decode
-
-
-def in_envelope(read: Read) -> Read:
-    """Return the decoder of records that a log shipper wrapped as text."""
-
-    def unwrap(value: bytes) -> Any:
-        return read(text_in_envelope(value).encode())
-
-    return unwrap
 
 
 def columns_of(records: Sequence[Any], record: type[msgspec.Struct]) -> dict[str, tuple[Any, ...]]:

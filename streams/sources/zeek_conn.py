@@ -23,10 +23,10 @@ from schemas.flow import PROTOCOL_NUMBERS, UNKNOWN, Port
 from schemas.tenant_log import IntColumn
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Draft, Protocols, Words, coded_words, integers
-from streams.sources.envelopes import text_in_envelope
+from streams.sources.envelopes import envelope_reader
 from streams.sources.format import Decoded
 from streams.sources.identity import Naming, address, code_names
-from streams.sources.json_records import FAILURES, NotAFlow, Reading
+from streams.sources.json_records import FAILURES, Explained, NotAFlow, Reading
 from streams.sources.orientation import client_is_dst, said_by_sensor, server_port
 from streams.sources.text_records import (
     HEADER,
@@ -72,6 +72,7 @@ _KEYS = {
     "node": "_node_name",
     "system": "_system_name",
     "at_system": "@system",
+    "twice": "id_orig_h",
 }
 
 
@@ -96,6 +97,7 @@ class Conn(msgspec.Struct, gc=False, rename=_KEYS):
     node: str | None = None
     system: str | None = None
     at_system: str | None = None
+    twice: msgspec.Raw = msgspec.Raw()
 
 
 def _underscored_type() -> type[msgspec.Struct]:
@@ -106,7 +108,7 @@ def _underscored_type() -> type[msgspec.Struct]:
         for field in msgspec.structs.fields(Conn)
     ]
     ends = {name: f"id_{name}" for name in ("orig_h", "orig_p", "resp_h", "resp_p")}
-    return msgspec.defstruct("_Underscored", fields, gc=False, rename={**_KEYS, **ends})
+    return msgspec.defstruct("_Underscored", fields, gc=False, rename={**_KEYS, **ends, "twice": "id.orig_h"})
 
 
 class _Id(msgspec.Struct, gc=False):
@@ -120,7 +122,7 @@ class _Nested(msgspec.Struct, gc=False):
     id: _Id
 
 
-class _Tagged(msgspec.Struct, gc=False):
+class _Tagged(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     conn: msgspec.Raw
 
 
@@ -129,14 +131,24 @@ class _Kind(msgspec.Struct, gc=False, rename={"path": "_path", "stream": "@strea
     stream: str | None = None
 
 
-_dotted, _underscored, _nested, _tagged, _kind = map(lax, (Conn, _underscored_type(), _Nested, _Tagged, _Kind))
+_dotted, _underscored_or_both, _nested, _tagged, _kind = map(lax, (Conn, _underscored_type(), _Nested, _Tagged, _Kind))
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _array = msgspec.json.Decoder(list[Conn], strict=False).decode
+_envelope = envelope_reader(("ts", "id.orig_h"))
+
+
+def _underscored(value: bytes) -> Any:
+    record = _underscored_or_both(value)
+    if bytes(record.twice):  # no record may be read in two ways, whatever its neighbours are
+        raise msgspec.ValidationError("both id.orig_h and id_orig_h")
+    return record
 
 
 def _with_nested_id(value: bytes) -> Conn:
     ids: _Id = _nested(value).id
     members = {name: raw for name, raw in _members(value).items() if name != "id"}
+    if "id.orig_h" in members or "id_orig_h" in members:
+        raise msgspec.ValidationError("both id and id.orig_h")
     for name in ("orig_h", "resp_h", "orig_p", "resp_p"):
         found = getattr(ids, name)
         if found is not None:
@@ -254,7 +266,7 @@ class ZeekConn:
     # -- JSON ----------------------------------------------------------------------------------------------------------
 
     def _in_envelope(self, value: bytes) -> Conn:
-        text = text_in_envelope(value)
+        text, _ = _envelope(value)
         if text.startswith("{"):
             return _dotted_or_underscored(text.encode())
         if text.startswith("#"):
@@ -265,7 +277,7 @@ class ZeekConn:
         cells = line.split("\t")
         fields = self._fields_of(len(cells))
         if fields is None:
-            raise msgspec.ValidationError(f"{len(cells)} fields, and {len(self._fields)} are expected")
+            raise Explained(f"{len(cells)} fields, and {len(self._fields)} are expected")
         values = dict(zip(fields, cells, strict=False))
         return msgspec.convert({n: v for n, v in values.items() if v != UNSET}, Conn, strict=False)
 
