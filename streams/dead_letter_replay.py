@@ -26,8 +26,8 @@ from streams.ingest.replayed import MAX_INDEXES, OriginHeader, encode_origin, or
 from streams.kafka_clients import make_producer
 from streams.result import WHOLE_MESSAGE, Refusal, short
 
-AT_ONCE = 1_000
-"""Dead letters read, sorted and pushed together."""
+AT_ONCE, AT_ONCE_BYTES = 5_000, 32 * 1024 * 1024
+"""Dead letters read, sorted and pushed together: in runs of one source partition, which ingest need not cut."""
 _MAX_REQUEST_BYTES = 10 * 1024 * 1024
 
 
@@ -167,14 +167,16 @@ async def _kept(
     for partition, group in _grouped(found, lambda one: one.place.partition):
         by_offset = {one.place.offset: one for one in group}
         batch: list[_Record] = []
+        size = 0
         async for record in read_at(consumer, TopicPartition(topic, partition), sorted(by_offset)):
             letter = decode_dead_letter(record.value, record.headers)
             del by_offset[record.offset]
             origin = origin_of(letter, settings.topics.incarnation)
             batch.append(_Record(origin, letter.payload, letter.message_key, letter.message_headers, (letter.key,)))
-            if len(batch) >= AT_ONCE:
+            size += len(letter.payload)
+            if len(batch) >= AT_ONCE or size >= AT_ONCE_BYTES:
                 yield batch
-                batch = []
+                batch, size = [], 0
         yield batch
         done.refused += [(one.letter.key, f"it has just been deleted from {topic}") for one in by_offset.values()]
 
@@ -194,11 +196,13 @@ async def _anew(
                 (await consumer.end_offsets([where]))[where],
             )
             batch: list[_Record] = []
+            size = 0
             async for record in read_at(consumer, where, [o for o in sorted(by_offset) if first <= o < end]):
                 batch += _of_source(record, by_offset.pop(record.offset), settings, done)
-                if len(batch) >= AT_ONCE or sum(len(one.value) for one in batch) > _MAX_REQUEST_BYTES:
+                size += len(record.value or b"")
+                if len(batch) >= AT_ONCE or size >= AT_ONCE_BYTES:
                     yield batch
-                    batch = []
+                    batch, size = [], 0
             yield batch
         for offset, some in by_offset.items():
             why = _gone(topic, partition, offset, first, end)

@@ -41,7 +41,7 @@ class TakenOrigins:
         rows = np.flatnonzero(among)
         _, first = np.unique(origins[rows], return_index=True)
         rows = rows[first]
-        rows = rows[~np.isin(origins[rows], self.positions(source), assume_unique=True)]
+        rows = rows[~_is_among(origins[rows], self.positions(source))]
         mask = np.zeros(len(among), dtype=bool)
         mask[rows] = True
         return mask
@@ -51,11 +51,21 @@ class TakenOrigins:
         if not len(origins):
             return
         known = self.positions(source)
-        union = np.union1d(known, origins)
-        if len(union) > len(known):
-            self._positions[source] = union
+        fresh = np.unique(origins)
+        fresh = fresh[~_is_among(fresh, known)]
+        if len(fresh):
+            # One copy of what is known, which may be a million positions: sorting them anew each time would not do.
+            self._positions[source] = np.insert(known, np.searchsorted(known, fresh), fresh)
             self.changed.add(source)
 
     def mark_clean(self) -> None:
         """Forget what changed: it is stored."""
         self.changed.clear()
+
+
+def _is_among(positions: IntColumn, known: IntColumn) -> Mask:
+    """Say which positions are among ``known``, which are sorted."""
+    if not len(known):
+        return np.zeros(len(positions), dtype=bool)
+    found: Mask = known[np.minimum(np.searchsorted(known, positions), len(known) - 1)] == positions
+    return found

@@ -378,7 +378,7 @@ class IngestWorker:
         self.pause([source.key])
         self._retried_at_ms[source.key] = self._clock.now_ms() + rule.pause_ms
         log.error(
-            "%s[%d] is paused: %d of its last %d records (%.0f %%) became dead letters, the last one %s; mend what "
+            "%s[%d] is paused: %d of its last %d records (%.1f %%) became dead letters, the last one %s; mend what "
             "writes them or the topic's configuration, and see `drift dead-letters list --topic %s`; it is tried "
             "again in %.0f s",
             source.topic,

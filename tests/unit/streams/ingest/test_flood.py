@@ -63,7 +63,7 @@ async def test_a_flood_pauses_its_source_partition_alone_and_says_so_once(caplog
     kafka = Simulated()
     worker = await flooded(kafka, 0, 1)
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert line.startswith("flows[0] is paused: 9 of its last 10 records (90 %) became dead letters, the last one mal")
+    assert line.startswith("flows[0] is paused: 9 of its last 10 records (90.0 %) became dead letters, the last one mal")
     assert "drift dead-letters list --topic flows" in line and line.endswith("tried again in 30 s")
     assert kafka.paused == {KEY} and worker.idle_reasons() == {KEY: "flood"}
     worker.submit(Fetched(0, 10, [flow()]))  # what was fetched before the pause waits, and is not lost
