@@ -5,6 +5,7 @@ Beside the bytes a dead letter keeps what a replay needs: original key, headers 
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -172,6 +173,8 @@ _INSTEAD = {
     ),
 }
 CONTROL_FORMAT = "control"
+_SELF_CONTAINED = frozenset({"", "canonical", "canonical-json", "canonical-arrow"})
+"""Formats of which a record alone reads the same. In others a line's meaning can hang on the message's first one."""
 
 
 def unreplayable(letter: DeadLetter) -> str | None:
@@ -188,6 +191,9 @@ def needs_source(letter: DeadLetter) -> str | None:
         return "the graph agent refused the row, its bytes are in the source topic"
     if letter.length > len(letter.payload):
         return f"of its {letter.length} bytes {len(letter.payload)} were kept"
+    name = re.split("[?:]", letter.format, maxsplit=1)[0]
+    if letter.is_alone and name not in _SELF_CONTAINED:
+        return f"a record of format {name!r} is read with its message"
     if letter.headers_left_out:
         return f"{letter.headers_left_out} of its headers were too large to keep"
     return None
