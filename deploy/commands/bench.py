@@ -17,7 +17,7 @@ from schemas.errors import ConfigurationError
 @click.argument("what", type=click.Choice(["ingest", "graph", "e2e", "recovery", "backpressure"]))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(what: str, arguments: tuple[str, ...]) -> None:
-    """Measure ingest beside its limits, folding and closing of graphs, the whole pipeline, recovery, or backpressure."""
+    """Measure ingest beside its limits, folding of graphs, the whole pipeline, recovery, or backpressure."""
     try:
         module: Any = importlib.import_module(f"tests.bench.{what}")
     except ModuleNotFoundError as error:
