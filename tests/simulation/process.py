@@ -452,7 +452,7 @@ class Process:
     async def assign(self, generation: int, assigned: frozenset[TopicPartition]) -> None:
         """Take a new assignment: revoke what is gone, find where each partition goes on, fetch from there."""
         async with self._assigning:
-            if not self.alive or generation != self.sim.broker.generation:
+            if not self.alive or self.sim.is_stopping or generation != self.sim.broker.generation:
                 return
             self.generation = generation
             self.fetches = {tp: Fetch() for tp in sorted(assigned)}
@@ -579,6 +579,7 @@ class Process:
 
     async def checkpoint_all(self) -> None:
         """Stop as SIGTERM does: commit, store every partition's state."""
+        await self._assigning.acquire()  # once an assignment under way is through, and no more after it
         await self.ingest.finish()
         await self.ingest.close()
         for number, partition in list(self.graph.items()):

@@ -103,7 +103,7 @@ class Simulator:
         self._since_restart = 0
         self._recrashes = list(scenario.recrash)
         self._zombies: set[int] = set()
-        self._is_stopping = False
+        self.is_stopping = False
         self._accept_loss = scenario.accept_loss
         self._make_topics()
 
@@ -142,7 +142,7 @@ class Simulator:
         if self.trace is not None:
             self.note(f"#{self.effects} {process.name} {kind} {where[0]}[{where[1]}]")
             self.effect_names.append(f"{kind} {where[0]}")
-        if self.is_settled or self._is_stopping:
+        if self.is_settled or self.is_stopping:
             return ""
         side = self.scenario.crashes.get(self.effects, "")
         if self._recrashes and self._since_restart:
@@ -233,7 +233,7 @@ class Simulator:
     def start_process(self, number: int) -> None:
         """Start a worker and have it join."""
         old = self.processes.get(number)
-        if self._is_stopping or (old is not None and old.alive) or self.starts >= MAX_STARTS:
+        if self.is_stopping or (old is not None and old.alive) or self.starts >= MAX_STARTS:
             return
         self.starts += 1
         skew_ms = self.scenario.skews_ms[number]
@@ -247,7 +247,7 @@ class Simulator:
     def rebalance(self) -> None:
         """Deal all partitions to the members that are there; each learns of it a little later."""
         members = [n for n, process in sorted(self.processes.items()) if process.alive and n not in self._zombies]
-        if not members or self._is_stopping:
+        if not members or self.is_stopping:
             return
         tps = [(topic, partition) for topic, count in BATCHED for partition in range(count)]
         if self.scenario.controls:
@@ -402,7 +402,7 @@ class Simulator:
         until_s = loop.now_s + SETTLE_S
         while loop.now_s < until_s and not self._has_caught_up():
             loop.run_until(loop.now_s + 0.5)
-        self._is_stopping = True
+        self.is_stopping = True
         for process in self.processes.values():
             if process.alive:
                 loop.spawn(process.checkpoint_all())
@@ -412,7 +412,7 @@ class Simulator:
             process.alive = False
         self.eras.append(Era(self.incarnation, self.broker.logs, applied))
         self.processes = {}
-        self._is_stopping = False
+        self.is_stopping = False
         self._make_topics()
         self.incarnation = "2"
         self.is_healed = False
