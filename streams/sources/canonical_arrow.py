@@ -286,7 +286,12 @@ class ArrowRows:
 
     def payload(self, row: int) -> bytes:
         """Return one row as JSON: what can be read again as a canonical flow, nulls left out."""
-        record = self._table.slice(int(self._row[row]), 1).to_pylist()[0]
+        some = self._table.slice(int(self._row[row]), 1)
+        at = some.schema.get_field_index("time_ms")
+        if at >= 0 and pa.types.is_timestamp(some.schema.field(at).type):
+            times = some.column(at).cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
+            some = some.set_column(at, "time_ms", times)
+        record = some.to_pylist()[0]
         known = {name: value for name, value in record.items() if value is not None}
         return msgspec.json.encode(known)
 

@@ -147,6 +147,18 @@ def test_a_bad_message_is_named_and_its_neighbours_are_counted(message: bytes, r
     assert [(bad.message, bad.index, bad.reason) for bad in decoded.rejected] == [(1, WHOLE_MESSAGE, reason)]
 
 
+@pytest.mark.parametrize(("unit", "per_ms"), [("s", None), ("ms", 1), ("us", 1_000), ("ns", 1_000_000)])
+def test_a_bad_row_with_a_timestamp_is_kept_as_a_flow_that_can_be_read_again(unit: str, per_ms: int | None) -> None:
+    times = [1_700_000_000_000 + n for n in (0, 1_000, 2_000)]
+    raw = [at // 1_000 if per_ms is None else at * per_ms + (unit == "ns") for at in times]
+    changed = columns(time_ms=pa.array(raw, pa.timestamp(unit)), calls=[1, 0, 1])
+    decoded = CanonicalArrow().decode([stream_of(changed)])
+    (bad,) = decoded.rejected
+    assert (bad.index, bad.reason) == (1, Reason.INVALID_VALUE), "the rows around it count"
+    assert json.loads(bad.payload)["time_ms"] == times[1]
+    assert decoded.runs[0].columns["time_ms"].tolist() == [times[0], times[2]]
+
+
 def test_both_spellings_may_alternate() -> None:
     arrow = stream_of(columns(1))
     decoded = Canonical().decode([JSON, arrow, arrow, JSON, JSON, arrow])
