@@ -4,7 +4,8 @@ A log holds far more than the live state: every page as often as it changed, unt
 goes back from the end in growing steps until it has met a whole checkpoint that is recent enough, and then reads just
 the chunks which that one names, where it says they are. Only where this fails (the manifest of a worker that noted no
 positions, another incarnation, a zombie's checkpoint last in the log) is the log read from its start: for its keys.
-Never are more values held than those of one checkpoint. What a tombstone names counts as gone, even if still readable.
+Never are more values held than those of one checkpoint and `KEPT_BYTES`. What a tombstone names counts as gone, even if
+it can still be read.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -19,6 +20,8 @@ from streams.graph.manifests import Manifest, chunk_key, is_manifest, read_manif
 
 FIRST_STEP = 64
 STEP_GROWTH = 4
+KEPT_BYTES = 16 << 20
+"""Of what the search comes across; the live state of a partition is rarely larger."""
 LARGEST_GAP = 8
 """Records between two wanted ones that are rather read over than sought across."""
 
@@ -109,7 +112,7 @@ async def find_in_log(reader: LogReader, incarnation: str, at_least: int) -> Fou
             is_enough = manifest.incarnation == incarnation and manifest.offset >= at_least
             if not is_all and (not is_enough or manifest.key in failed):
                 continue
-            values = await _read_chunks(reader, index.positions_of(manifest, is_all))
+            values = await _read_chunks(reader, index.positions_of(manifest, is_all), index.values)
             if values is None:
                 failed.add(manifest.key)
                 continue
@@ -129,6 +132,8 @@ class _Index:
         self.positions: dict[str, int] = {}
         self.removed: set[str] = set()
         self.manifests: dict[str, Manifest] = {}
+        self.values: dict[str, bytes] = {}  # of chunks, as many as may be kept: they need not be read again
+        self._room_bytes = KEPT_BYTES
 
     async def add(self, records: AsyncIterator[StoredRecord]) -> None:
         """Take in the records before those known."""
@@ -138,11 +143,17 @@ class _Index:
             if record.key in self.positions or record.key in self.removed:
                 continue
             positions[record.key] = None if record.value is None else record.position
-            if record.value is not None and is_manifest(record.key):
+            if record.value is None:
+                continue
+            if is_manifest(record.key):
                 manifests[record.key] = record.value
+            elif len(record.value) <= self._room_bytes:
+                self._room_bytes -= len(record.value)
+                self.values[record.key] = record.value
         for key, position in positions.items():
             if position is None:
                 self.removed.add(key)
+                self._room_bytes += len(self.values.pop(key, b""))
                 continue
             self.positions[key] = position
             if key in manifests:
@@ -160,11 +171,13 @@ class _Index:
         return found
 
 
-async def _read_chunks(reader: LogReader, positions: Mapping[str, int] | None) -> dict[str, bytes] | None:
+async def _read_chunks(
+    reader: LogReader, positions: Mapping[str, int] | None, known: Mapping[str, bytes]
+) -> dict[str, bytes] | None:
     if positions is None:
         return None
-    wanted = {position: key for key, position in positions.items()}
-    values: dict[str, bytes] = {}
+    values = {key: known[key] for key in positions if key in known}
+    wanted = {position: key for key, position in positions.items() if key not in values}
     for first, last in _runs(sorted(wanted)):
         async for record in reader.read(first, last + 1):
             if record.value is not None and wanted.get(record.position) == record.key:

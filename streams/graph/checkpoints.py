@@ -1,4 +1,4 @@
-"""Where checkpoints live: a compacted topic, or files for the embedded mode. Chunks first, then their manifest.
+"""Checkpoints of the state machine: chunks first, then the manifest that names them; recovery from the last whole one.
 
 A manifest is visible only when all its chunks are durable; chunks of the last two manifests are kept. A worker that
 is no longer the owner, and does not know it yet, can add a checkpoint, which is as true as the owner's; it can remove
@@ -7,20 +7,18 @@ nothing.
 
 import asyncio
 import hashlib
-import os
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from itertools import islice
-from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import quote, unquote
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
 import cramjam
 import msgspec
-from aiokafka import TopicPartition
 
 from schemas.errors import CheckpointError
-from streams.graph.checkpoint_search import Found, LogReader, StoredRecord, find_in_log, find_in_values
+from streams.graph.checkpoint_search import Found, LogReader, find_in_log, find_in_values
+from streams.graph.chunk_stores import FileChunkStore as FileChunkStore
+from streams.graph.chunk_stores import KafkaChunkStore as KafkaChunkStore
+from streams.graph.chunk_stores import read_partition as read_partition
 from streams.graph.manifests import (
     UNKNOWN_POSITION,
     ChunkRef,
@@ -30,13 +28,10 @@ from streams.graph.manifests import (
     is_manifest,
     order_of,
 )
-from streams.producing import AcknowledgedProducer
 
 _KEPT_MANIFESTS = 2
-READ_AT_ONCE = 4
-"""Partitions of the state topic that are read side by side."""
-REMOVED_AT_ONCE = 100
-POLL_MS = 500
+STORED_AT_ONCE = 16
+"""Chunks under way at once: one after the other, each would wait for the acknowledgement before it."""
 
 
 class ChunkStore(Protocol):
@@ -80,6 +75,7 @@ class Checkpoints:
         before = history[-1].chunks if history else {}
         epoch = self._epochs.get(partition, 0)
         refs: dict[str, ChunkRef] = {}
+        changed: list[tuple[str, bytes, ChunkRef]] = []
         for name, content in chunks:
             if content is None:
                 refs[name] = before[name]
@@ -88,9 +84,15 @@ class Checkpoints:
             if name in before and before[name].digest == digest:
                 refs[name] = before[name]
                 continue
-            packed = await asyncio.to_thread(lambda data: bytes(cramjam.zstd.compress(data, level=1)), content)
-            ref = ChunkRef(offset, len(packed), digest, epoch)
-            refs[name] = await self._placed(partition, chunk_key(name, ref), packed, ref)
+            refs[name] = ChunkRef(offset, 0, digest, epoch)
+            changed.append((name, content, refs[name]))
+        for first in range(0, len(changed), STORED_AT_ONCE):
+            some = changed[first : first + STORED_AT_ONCE]
+            stored = await asyncio.gather(*(self._store_chunk(partition, *one) for one in some), return_exceptions=True)
+            for (name, _, _), ref in zip(some, stored, strict=True):
+                if isinstance(ref, BaseException):
+                    raise ref  # once none of them is under way any more
+                refs[name] = ref
         previous = self._position.get(partition, UNKNOWN_POSITION)
         manifest = Manifest(offset, events_offset, self._incarnation, refs, epoch=epoch, previous=previous)
         position = await self._store.put(partition, manifest.key, encode_manifest(manifest))
@@ -98,9 +100,11 @@ class Checkpoints:
         history.append(manifest)
         return sum(ref.size_bytes for ref in refs.values())
 
-    async def _placed(self, partition: int, key: str, packed: bytes, ref: ChunkRef) -> ChunkRef:
-        position = await self._store.put(partition, key, packed)
-        return ref if position is None else msgspec.structs.replace(ref, position=position)
+    async def _store_chunk(self, partition: int, name: str, content: bytes, ref: ChunkRef) -> ChunkRef:
+        packed = await asyncio.to_thread(lambda: bytes(cramjam.zstd.compress(content, level=1)))
+        position = await self._store.put(partition, chunk_key(name, ref), packed)
+        place = UNKNOWN_POSITION if position is None else position
+        return msgspec.structs.replace(ref, size_bytes=len(packed), position=place)
 
     async def prune(self, partition: int) -> None:
         """Let go of what the last two checkpoints do not need.
@@ -165,139 +169,3 @@ def _unpack(stored: bytes, ref: ChunkRef) -> bytes:
     if hashlib.blake2b(content, digest_size=16).hexdigest() != ref.digest:
         raise CheckpointError("a checkpoint chunk is damaged: its digest does not match")
     return content
-
-
-class FileChunkStore:
-    """Files in one folder per partition; each is written aside, synced and renamed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def _path(self, partition: int, key: str) -> Path:
-        return self._folder / f"partition-{partition}" / quote(key, safe="@")
-
-    async def put(self, partition: int, key: str, value: bytes) -> None:
-        """Write, sync and rename one file."""
-        await asyncio.to_thread(self._put, self._path(partition, key), value)
-
-    @staticmethod
-    def _put(path: Path, value: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(path.name + ".tmp")
-        with aside.open("wb") as file:
-            file.write(value)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # a rename outlives a power loss only with its folder
-        finally:
-            os.close(folder)
-
-    async def remove(self, partition: int, keys: Iterable[str]) -> None:
-        """Delete files."""
-        for key in keys:
-            self._path(partition, key).unlink(missing_ok=True)
-
-    async def read_all(self, partition: int) -> dict[str, bytes]:
-        """Read every file of the partition."""
-        folder = self._folder / f"partition-{partition}"
-        if not folder.is_dir():
-            return {}
-        found = {}
-        for path in folder.iterdir():
-            if path.suffix == ".tmp":
-                path.unlink()  # a write that a crash cut short
-            else:
-                found[unquote(path.name)] = path.read_bytes()
-        return found
-
-
-class KafkaChunkStore:
-    """A compacted topic, one partition for each partition of `tenant-log`; a removal is a tombstone."""
-
-    def __init__(self, topic: str, producer: AcknowledgedProducer, make_consumer: Callable[[], Any]) -> None:
-        self._topic = topic
-        self._producer = producer
-        self._make_consumer = make_consumer
-        self._turns = asyncio.Semaphore(READ_AT_ONCE)
-
-    async def put(self, partition: int, key: str, value: bytes) -> int:
-        """Produce one record and await its acknowledgement; return its offset."""
-        return await self._producer.send(self._topic, partition, value, key.encode())
-
-    async def remove(self, partition: int, keys: Iterable[str]) -> None:
-        """Produce tombstones."""
-        left = iter(keys)
-        while some := list(islice(left, REMOVED_AT_ONCE)):
-            await asyncio.gather(*(self._producer.send(self._topic, partition, None, key.encode()) for key in some))
-
-    async def read_all(self, partition: int) -> dict[str, bytes]:
-        """Read the partition from its start to its end; later records of a key win."""
-        found: dict[str, bytes] = {}
-        async with self.reading(partition) as reader:
-            async for record in reader.read(reader.first, reader.end):
-                if record.value is None:
-                    found.pop(record.key, None)
-                else:
-                    found[record.key] = record.value
-        return found
-
-    @asynccontextmanager
-    async def reading(self, partition: int) -> AsyncIterator[LogReader]:
-        """Read one partition with a consumer of its own; a few partitions at a time, which bounds memory."""
-        async with self._turns:
-            consumer = self._make_consumer()
-            await consumer.start()
-            try:
-                where = TopicPartition(self._topic, partition)
-                # Asked for before the assignment: afterwards the answers wait behind the first long poll.
-                first = (await consumer.beginning_offsets([where]))[where]
-                end = (await consumer.end_offsets([where]))[where]
-                consumer.assign([where])
-                yield _PartitionReader(consumer, where, first, end)
-            finally:
-                await consumer.stop()
-
-
-class _PartitionReader:
-    """Reads spans of one partition."""
-
-    def __init__(self, consumer: Any, where: TopicPartition, first: int, end: int) -> None:
-        self._consumer = consumer
-        self._where = where
-        self.first = first
-        self.end = end
-
-    async def read(self, first: int, last: int) -> AsyncIterator[StoredRecord]:
-        """Yield the records of a span that compaction has left."""
-        consumer, where = self._consumer, self._where
-        consumer.seek(where, first)
-        while await consumer.position(where) < last:
-            for record in (await consumer.getmany(where, timeout_ms=POLL_MS)).get(where, []):
-                if record.offset >= last:
-                    return
-                if record.key is not None:
-                    yield StoredRecord(record.offset, record.key.decode(errors="replace"), record.value)
-
-
-async def read_partition(consumer: Any, topic: str, partition: int, start: int) -> Any:
-    """Yield the records of a partition from ``start`` to the end it has now; owns the consumer."""
-    await consumer.start()
-    try:
-        where = TopicPartition(topic, partition)
-        # Asked for before the assignment: afterwards the answers wait behind the first long poll.
-        first = (await consumer.beginning_offsets([where]))[where]
-        end = (await consumer.end_offsets([where]))[where]
-        position = max(first, start)
-        if position >= end:
-            return
-        consumer.assign([where])
-        consumer.seek(where, position)
-        while await consumer.position(where) < end:
-            fetched = await consumer.getmany(where, timeout_ms=POLL_MS)
-            for record in fetched.get(where, []):
-                yield record
-    finally:
-        await consumer.stop()

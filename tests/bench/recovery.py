@@ -57,10 +57,12 @@ def settings_of(bootstrap: str) -> Settings:
 async def work(settings: Settings) -> None:
     """Be the worker, without sinks; write a line of JSON about the state of all partitions ten times a second."""
     from streams.app import Worker
-    from streams.graph import checkpoints
 
+    try:
+        from streams.graph.chunk_stores import _PartitionReader as reader
+    except ImportError:  # an older tree
+        reader = None  # type: ignore[assignment, misc]
     read_bytes = 0
-    reader: Any = getattr(checkpoints, "_PartitionReader", None)
     if reader is not None:
         plain = reader.read
 
@@ -70,7 +72,7 @@ async def work(settings: Settings) -> None:
                 read_bytes += len(record.value or b"")
                 yield record
 
-        reader.read = counted
+        reader.read = counted  # type: ignore[method-assign]
     worker = Worker(settings, None)
     starting = asyncio.ensure_future(worker.start())
     while True:
@@ -88,6 +90,7 @@ async def work(settings: Settings) -> None:
             "live_bytes": sum(ref.size_bytes for p in owned for ref in live_chunks(p)),
             "stored": {partition.partition: partition._checkpointed_offset for partition in owned},
             "owned": len(owned),
+            "checkpoint_ms": max((getattr(p, "checkpoint_ms", None) or 0 for p in owned), default=0),
             "read_bytes": read_bytes,
             "rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
@@ -263,10 +266,18 @@ async def measure(folder: Path, cache: Path, edges: int, windows: int, root: Pat
         await ensure_topics(settings)
         topic, data = settings.topics.name("state"), folder / "kafka" / "data"
         with started(broker.address, root) as child:
+            longest_ms = 0
+
+            def note(said: dict[str, Any]) -> bool:
+                nonlocal longest_ms
+                longest_ms = max(longest_ms, said["checkpoint_ms"])
+                return True
+
             for window in range(windows):
                 await fill(settings, feeds, window)
                 ends = await ends_of(settings, "tenant_log")
-                await child.until(is_through(ends, "stored"), f"window {window} is stored")
+                stored = is_through(ends, "stored")
+                await child.until(lambda said, met=stored: note(said) and met(said), f"window {window} is stored")
             await fill(settings, feeds, windows, share=0.5)
             ends = {number: end + 3 for number, end in ends.items()}
             await child.until(is_through(ends), "the last window is under way")
@@ -279,6 +290,7 @@ async def measure(folder: Path, cache: Path, edges: int, windows: int, root: Pat
         second = await recover(settings, root)
     return {
         "partitions": PARTITIONS,
+        "checkpoint_s": longest_ms / 1000,
         "topic_bytes": size,
         **first,
         "topic_bytes_before_compaction": grown,
@@ -296,6 +308,7 @@ def print_table(result: dict[str, float]) -> None:
         (f"kill -9 to all assigned (session {SESSION_MS // 1000} s)", "assigned_s", "s", 1),
         ("kill -9 to all states restored", "restored_s", "s", 1),
         ("kill -9 to all of tenant-log applied", "applied_s", "s", 1),
+        ("longest checkpoint of a partition before", "checkpoint_s", "s", 1),
         ("live state, as stored", "live_bytes", "MiB", _MEGA),
         ("state topic on disk", "topic_bytes", "MiB", _MEGA),
         ("bytes of the state topic read", "read_bytes", "MiB", _MEGA),
@@ -313,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Read the command line and measure; prints a table unless ``--json`` is given."""
     parser = argparse.ArgumentParser(prog="drift bench recovery", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--edges", type=int, default=1_000_000, help="in all (default: %(default)s)")
-    parser.add_argument("--windows", type=int, default=5, help="closed before the crash (default: %(default)s)")
+    parser.add_argument("--windows", type=int, default=8, help="closed before the crash (default: %(default)s)")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2], help="tree of the worker")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
