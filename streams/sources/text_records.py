@@ -1,6 +1,6 @@
 """Records that are lines of text: one a message or many, with their coordinates; and columns of text. Pure."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, repeat
 from operator import itemgetter
@@ -9,18 +9,17 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from schemas.dead_letter import Reason
 from schemas.flow import UNKNOWN
 from schemas.tenant_log import IntColumn
-from streams.sources.coded import values_of
-from streams.sources.draft import loose_integers
 from streams.sources.json_records import Reading
 from streams.sources.typed import Batch
 
 UNSET = "-"
+NO_NUMBER = -2
+_TOO_LARGE = 1 << 62
+_NAN = float("nan")
 _JSON_STARTS = frozenset(b"{[")
 _NOT_TEXT = frozenset("{[\0\ufeff")
 
@@ -156,30 +155,43 @@ def read_table(batch: Batch, layout: Layout) -> Table:
 
 def text_integers(texts: Sequence[str | None]) -> IntColumn:
     """Return integers from 0 up; -1 where a text is ``-`` or absent, -2 for what is none."""
+    if texts and texts[0] is None and texts.count(None) == len(texts):
+        return np.full(len(texts), UNKNOWN, dtype=np.int64)
     try:
-        column = pa.array(texts, pa.string())
-        numbers = pc.if_else(pc.equal(column, UNSET), pa.scalar(None, pa.string()), column).cast(pa.int64())
-    except (pa.ArrowException, UnicodeEncodeError):
-        return loose_integers(texts)
-    found: IntColumn = values_of(pc.fill_null(numbers, -1))
-    if pc.min(numbers).as_py() is not None and pc.min(numbers).as_py() < 0:
-        return loose_integers(texts)
-    return found
+        joined = "".join(texts)  # type: ignore[arg-type]
+        unset = texts.count(UNSET)
+        # Looking at all digits at once is several times cheaper than at those of each cell.
+        if joined.count(UNSET) == unset and joined.isascii() and joined.replace(UNSET, "0").isdigit():
+            numbers: Iterable[int] = (
+                (UNKNOWN if text == UNSET else int(text) for text in texts) if unset else map(int, texts)  # type: ignore[arg-type]
+            )
+            found = np.fromiter(numbers, dtype=np.int64, count=len(texts))
+            return np.where(found >= _TOO_LARGE, NO_NUMBER, found)
+    except (TypeError, ValueError, OverflowError):
+        pass  # one of them is absent, empty or too large: look at each
+    return np.fromiter(map(_integer_of, texts), dtype=np.int64, count=len(texts))
+
+
+def _integer_of(text: str | None) -> int:
+    if text is None or text == UNSET:
+        return UNKNOWN
+    if not (text.isascii() and text.isdigit() and len(text) < 100):
+        return NO_NUMBER
+    number = int(text)
+    return number if number < _TOO_LARGE else NO_NUMBER
 
 
 def text_floats(texts: Sequence[str | None]) -> npt.NDArray[np.float64]:
     """Return numbers; NaN where a text is absent or no number."""
     try:
-        column = pa.array(texts, pa.string())
-        numbers = pc.if_else(pc.equal(column, UNSET), pa.scalar(None, pa.string()), column).cast(pa.float64())
-        found: npt.NDArray[np.float64] = values_of(pc.fill_null(numbers, float("nan")))
-        return found
-    except (pa.ArrowException, UnicodeEncodeError):
+        numbers = (_NAN if text == UNSET else float(text) for text in texts)  # type: ignore[arg-type]
+        return np.fromiter(numbers, dtype=np.float64, count=len(texts))
+    except (TypeError, ValueError):
         return np.fromiter(map(_float_of, texts), dtype=np.float64, count=len(texts))
 
 
 def _float_of(text: str | None) -> float:
     try:
-        return float(text or "nan")
+        return float(text) if text is not None and text != UNSET else _NAN
     except ValueError:
-        return float("nan")
+        return _NAN
