@@ -219,7 +219,11 @@ def show(config: Path | None, source: str, as_hex: bool, limit: int, raw: bool, 
 
 def _lines(letter: DeadLetter, written_ms: int, times: int, tenant: str | None) -> list[tuple[str, str]]:
     """Return what is known of a dead letter, as (name, text)."""
+    never, needs = unreplayable(letter), needs_source(letter)
+    content = "one record of its message" if letter.is_alone else "the whole message"
     size = f"{letter.length or len(letter.payload)} bytes"
+    if needs and not letter.payload:
+        content, size = "one record of its message", "not kept here"
     if letter.length:
         size += f", of which the first {len(letter.payload)} were kept; SHA-256 {letter.sha256}"
     lines = [
@@ -229,7 +233,7 @@ def _lines(letter: DeadLetter, written_ms: int, times: int, tenant: str | None) 
         ("written", f"{_time(written_ms)} UTC" + (f", {times} times" if times > 1 else "")),
         ("format", _printable(letter.format or "-")),
         ("tenant", _printable(tenant or "not known")),
-        ("content", "one record of its message" if letter.is_alone else "the whole message"),
+        ("content", content),
         ("size", size),
     ]
     if letter.timestamp_ms >= 0:
@@ -240,7 +244,6 @@ def _lines(letter: DeadLetter, written_ms: int, times: int, tenant: str | None) 
     lines += [("header", f"{_printable(name)}: {_bytes_text(data)}") for name, data in letter.message_headers]
     if letter.headers_left_out:
         lines.append(("headers", f"{letter.headers_left_out} more were too large to keep"))
-    never, needs = unreplayable(letter), needs_source(letter)
     if never is not None:
         lines.append(("replay", f"not possible: {never}"))
     else:
@@ -374,7 +377,7 @@ def _base64(data: bytes | None) -> str | None:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=not sys.stdout.isatty()))
+    click.echo(json.dumps(value, indent=2))
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
