@@ -36,7 +36,7 @@ def doctor(config: Path | None, as_json: bool, quick: bool, no_clickhouse: bool)
     else:
         for finding in findings:
             click.echo(finding.line)
-        click.echo(f"{problems} problems, {warnings} warnings")
+        click.echo(f"{_counted(problems, 'problem')}, {_counted(warnings, 'warning')}")
     return int(problems > 0)
 
 
@@ -49,6 +49,10 @@ async def diagnose(settings: Settings, *, quick: bool = False, with_clickhouse: 
         opened = partial(connect, settings.clickhouse)
         findings += await asyncio.to_thread(diagnose_clickhouse, settings, opened, clock.now_ms)
     return findings
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _as_values(findings: Sequence[Finding]) -> list[dict[str, str]]:

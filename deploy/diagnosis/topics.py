@@ -137,6 +137,6 @@ def _source(flow: FlowTopic, facts: TopicFacts, settings: Settings) -> list[Find
         text = f"keeps records for {span(retention_ms)}: a longer outage loses flows"
         found.append(warning(check, text, "raise retention.ms above a day"))
     if facts.timestamp_type == "CreateTime":
-        text = f"has the producers' timestamps: a clock ahead by more than {span(lane.skew_ms)} is only seen here"
+        text = f"has the producers' timestamps: that a clock is ahead by {span(lane.skew_ms)} only our own can tell"
         found.append(warning(check, text, "set message.timestamp.type=LogAppendTime"))
     return found
