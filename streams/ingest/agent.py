@@ -195,6 +195,7 @@ class IngestWorker:
         for source in gone:
             self._release(source)
             await _cancel(source.task)
+            source.release_all()
 
     async def finish(self) -> None:
         """Take no more chunks; return once none is under way."""
@@ -282,6 +283,7 @@ class IngestWorker:
                 chunk = source.next_chunk()
                 if chunk is not None:
                     await self._ingest(source, chunk)
+                source.release_taken()
                 source.is_busy = False
                 if len(source.queue) < QUEUED_CHUNKS:
                     self._release(source)
@@ -293,7 +295,7 @@ class IngestWorker:
     def _stop(self, source: OwnedPartition, error: Exception) -> None:
         """Read no more of this source partition until the worker restarts; all others go on."""
         source.is_stopped, source.is_held, source.is_busy = True, True, False
-        source.queue.clear()
+        source.release_all()
         self._pauses.pause([source.key])
         expected = isinstance(error, LossDetected)
         log.error(

@@ -38,6 +38,7 @@ class OwnedPartition:
         is_held: fetching is paused because too many chunks wait.
         is_stopped: an error ended it.
         highwater: end of the log as the last chunk said.
+        taken: fetched chunks that are being worked on.
         lanes: by (name, generation).
         flood: what of its records became dead letters lately.
     """
@@ -58,6 +59,7 @@ class OwnedPartition:
     is_held: bool = False
     is_stopped: bool = False
     highwater: int = -1
+    taken: list[FetchedChunk] = field(default_factory=list)
     flood: FloodWatch = field(default_factory=FloodWatch)
 
     @property
@@ -92,7 +94,7 @@ class OwnedPartition:
                 or taken[-1].corrupt is not None
             ):
                 break
-            self.queue.popleft()
+            self.taken.append(self.queue.popleft())
             if chunk.next_offset <= self.expected:
                 continue
             if chunk.first_offset > self.expected:
@@ -105,6 +107,22 @@ class OwnedPartition:
             taken.append(fresh)
             rows += len(fresh.values)
         return join(taken) if taken else None
+
+    def release_taken(self) -> None:
+        """Give back the share of the transport's budget that the chunks worked on had.
+
+        Not by forgetting them: the frames of an exception, say of a record that cannot be read, hold a chunk until the
+        next garbage collection, and after a few of them nothing more of the partition would be fetched.
+        """
+        for chunk in self.taken:
+            chunk.release()
+        self.taken.clear()
+
+    def release_all(self) -> None:
+        """Likewise for those that wait too; none of them is needed any more."""
+        self.taken += self.queue
+        self.queue.clear()
+        self.release_taken()
 
     def note(self, lanes: Iterable[LaneProgress], now_ms: int) -> None:
         """Remember what an acknowledged chunk said of its lanes."""

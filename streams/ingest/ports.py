@@ -82,3 +82,7 @@ class FetchedChunk(SourceChunk, Protocol):
     def generation(self) -> int:
         """Generation of the group in which it was fetched."""
         ...
+
+    def release(self) -> None:
+        """Count no longer in the budget of what may wait; again is harmless."""
+        ...

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 class SinkAgent:
     """Writes one topic; a writer per partition keeps order, all share a client.
+
+    Chunks wait in a queue of its own, bounded by the transport's budget: in Faust's, a sink whose ClickHouse is away or
+    slow would hold up the messages of all other agents of the app.
 
     Attributes:
         topic: what it reads.
@@ -50,7 +54,15 @@ class SinkAgent:
         self.topic = topic
         self.stored: dict[int, int] = {}
         self.is_busy = False
+        self._queue: deque[Chunk] = deque()
+        self._task: asyncio.Task[None] | None = None
         app.agent(batched_topic(app, topic), name=f"sink-{topic}", concurrency=1)(self._run)
+        app.on_partitions_assigned.connect(self._on_assigned)  # type: ignore[arg-type]
+
+    async def _on_assigned(self, _app: Any, *_: Any, **__: Any) -> None:
+        """Drop what waits: each partition of the new generation starts at its committed offset again."""
+        while self._queue:
+            self._queue.pop().release()
 
     def finish(self) -> None:
         """Begin no further chunk: the worker stops."""
@@ -80,18 +92,31 @@ class SinkAgent:
 
     async def _run(self, stream: Any) -> None:
         async for event in stream.events():
-            if self._app.crashed or self._is_finishing:
-                continue  # Faust restarts an agent that raised: it would go on, and commit, behind what failed
             chunk: Chunk = event.value
+            if self._app.crashed or self._is_finishing:
+                continue  # it must not go on, and commit, behind what failed
+            chunk.keep()
+            self._queue.append(chunk)
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._work(), name=f"sink {self._topic}")
+
+    async def _work(self) -> None:
+        """Store what waits, in order; ends with the last, or with the first that cannot be stored."""
+        while self._queue and not self._app.crashed and not self._is_finishing:
+            chunk = self._queue.popleft()
+            if chunk.generation != self._app.consumer_generation_id:
+                chunk.release()  # its partition may be another worker's; if it is ours, it comes again
+                continue
             self.is_busy = True
             try:
                 await self._store(chunk)
             except Exception as error:
                 logger.error("%s[%d]: the sink stops: %s", chunk.topic, chunk.partition, error)
                 await self._app.crash(error)
-                raise
+                return
             finally:
                 self.is_busy = False
+                chunk.release()
 
     async def _store(self, chunk: Chunk) -> None:
         messages = [

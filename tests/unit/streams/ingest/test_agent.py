@@ -145,6 +145,10 @@ class Fetched:
     generation: int = 1
     timestamp_type: int = 0
     corrupt: Any = None
+    is_released: bool = False
+
+    def release(self) -> None:
+        self.is_released = True
 
     def __post_init__(self) -> None:
         self.next_offset = self.first_offset + len(self.values)
@@ -187,6 +191,19 @@ async def test_dead_letters_then_records_of_every_target_then_the_commit() -> No
     assert kafka.dead[0][0] == b"flows:0:1:1048575"
     kafka.replay_log()
     await worker.close()
+
+
+async def test_a_chunk_gives_its_share_of_the_budget_back_when_it_is_done_or_no_longer_ours() -> None:
+    worker = await started(Simulated(), 0)
+    done, waiting = Fetched(0, 0, [flow(), b"junk"]), Fetched(0, 2, [flow()])
+    worker.submit(done)
+    await worker.drain()
+    await until(lambda: done.is_released)
+    worker.hold(True)
+    worker.submit(waiting)
+    assert not waiting.is_released
+    await worker.revoke([("flows", 0)])
+    assert waiting.is_released
 
 
 async def test_nothing_is_committed_before_every_target_has_it() -> None:
