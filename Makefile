@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= drift-data
 ARGS ?=
 
-.PHONY: help run test check bench install clean
+.PHONY: help run test test-faults check bench install clean
 
 help: ## show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ run: $(VENV)/.installed ## everything on this machine, fed with a real sample; C
 
 test: $(VENV)/.installed-test ## all tests, on the best broker and ClickHouse this machine has
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+test-faults: $(VENV)/.installed-test ## half an hour of faults on real processes, and a report (ARGS=--minutes 5 --kills 8 ...)
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 check: $(VENV)/.installed-dev ## ruff, mypy --strict, import rules
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports

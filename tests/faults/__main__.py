@@ -5,15 +5,22 @@ python -m tests.faults [--minutes 30] [--rate 20000] [--workers 3] [--kills 50] 
 
 import argparse
 import asyncio
+import contextlib
+import logging
+import os
 import shlex
 import shutil
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 
+from deploy.brokers.kafka import resolve_classpath, tool
+from schemas.errors import ConfigurationError
+from tests import brokers
 from tests.faults.choreography import Disks
 from tests.faults.cluster import Size
-from tests.faults.plan import Plan, make_plan
+from tests.faults.plan import ON_THE_BROKER, Plan, make_plan
 from tests.faults.processes import ROOT
 from tests.faults.report import write_report
 from tests.faults.run import run
@@ -42,19 +49,36 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def foreign_broker(stack: contextlib.ExitStack, folder: Path, cache: Path) -> str | None:
+    """Return the address of a broker that others run, where one is named or we cannot have our own; else ``None``."""
+    if named := os.environ.get("KAFKA_BOOTSTRAP"):
+        return named
+    try:
+        tool("java")
+        resolve_classpath(cache)
+    except ConfigurationError as reason:
+        print(f"no Apache Kafka of our own, so no faults on the broker: {reason}", flush=True)
+        return stack.enter_context(brokers.chosen_broker(folder / "brokers", cache)).address
+    return None
+
+
 def main() -> int:
     """Run and return 0 if all was exact."""
     options = _arguments()
     names = ("workers", "partitions", "rate", "edges", "tenants", "seed")
-    size = Size(**{name: getattr(options, name) for name in names})
+    run_name = f"drift-faults-{uuid.uuid4().hex[:6]}"  # a broker of others may still hold the topics of another run
+    size = Size(**{name: getattr(options, name) for name in names}, name=run_name)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="drift-faults-"))
     seconds = options.minutes * 60
     unwanted = [text for text in options.without.split(",") if text]
+
+    cache = ROOT / ".pytest_cache" / "d" / "kafka"
 
     def plan_for(disks: Disks) -> Plan:
         everything = make_plan(0, seconds, 1, 1)
         known = {*everything.in_turn, *(kind for _, kind, _ in everything.beside)}
         without = frozenset(kind for kind in known if any(text in kind for text in unwanted))
+        without |= ON_THE_BROKER if bootstrap is not None else frozenset()
         return make_plan(options.seed, seconds, options.kills, options.each, without | disks.missing(), options.scale)
 
     sizes = {
@@ -63,13 +87,17 @@ def main() -> int:
         "broker": options.broker_mib * _MIB,
     }
     wanted = {role: size_bytes for role, size_bytes in sizes.items() if size_bytes}
-    cache = ROOT / ".pytest_cache" / "d" / "kafka"
+    # Brokers go away on purpose here: what clients say about it in this process is no news.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
     def say(text: str) -> None:
         print(text, flush=True)
 
     say(f"seed {size.seed}; everything is in {folder}")
-    outcome = asyncio.run(run(folder, cache, size, seconds, plan_for, wanted, say))
+    with contextlib.ExitStack() as stack:
+        bootstrap = foreign_broker(stack, folder, cache)
+        say(f"broker: {bootstrap or 'our own Apache Kafka'}")
+        outcome = asyncio.run(run(folder, cache, size, seconds, plan_for, wanted, say, bootstrap))
     command = shlex.join(["python", "-m", "tests.faults", *sys.argv[1:]])
     facts = write_report(outcome, options.report, command)
     say("\n".join(outcome.problems))

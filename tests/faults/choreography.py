@@ -9,6 +9,7 @@ from typing import Any
 
 from aiokafka.errors import KafkaError
 
+from deploy.brokers.kafka import KafkaBroker
 from tests.faults import plan as kinds
 from tests.faults.clickhouse_front import Fault
 from tests.faults.cluster import Cluster
@@ -192,23 +193,27 @@ class Choreography:
         if code != 0:
             self.problems.append(f"{worker.name} ended with {code} {time.monotonic() - began:.1f} s after SIGTERM")
 
+    def _broker(self) -> KafkaBroker:
+        assert isinstance(self.cluster.broker, KafkaBroker), "a broker of others is in the plan"
+        return self.cluster.broker
+
     async def _broker_stop(self) -> None:
         fault, since_s = self._note(kinds.BROKER_STOP), time.time()
-        await asyncio.to_thread(self.cluster.broker.stop)
+        await asyncio.to_thread(self._broker().stop)
         await self._broker_back(fault, since_s)
 
     async def _broker_kill(self) -> None:
         fault, since_s = self._note(kinds.BROKER_KILL), time.time()
-        await asyncio.to_thread(self.cluster.broker.kill)
+        await asyncio.to_thread(self._broker().kill)
         await self._broker_back(fault, since_s)
 
     async def _broker_back(self, fault: Injected, since_s: float) -> None:
-        await asyncio.to_thread(self.cluster.broker.start)
+        await asyncio.to_thread(self._broker().start)
         fault.lasted_s = round(time.time() - since_s, 1)
         await self._until_well(fault, since_s, set(self.cluster.observer.seen))
 
     async def _broker_disk(self) -> None:
-        disk, broker = self.disks.broker, self.cluster.broker
+        disk, broker = self.disks.broker, self._broker()
         assert disk is not None
         fault, since_s = self._note(kinds.BROKER_DISK), time.time()
         disk.fill()

@@ -31,7 +31,7 @@ class Cluster:
 
     folder: Path
     settings: Settings
-    broker: KafkaBroker
+    broker: "KafkaBroker | ForeignBroker"
     front: ClickHouseFront
     workers: list[WorkerProcess]
     supervisor: Supervisor
@@ -70,7 +70,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a run is."""
+    """How large a run is. ``name``: of its group, and prefix of its topics."""
 
     workers: int = 3
     partitions: int = 12
@@ -78,11 +78,29 @@ class Size:
     edges: int = 50_000
     tenants: int = 40
     seed: int = 1
+    name: str = "drift-faults"
+
+
+@dataclass(frozen=True)
+class ForeignBroker:
+    """A broker that others run: it can be used, not stopped."""
+
+    address: str
+
+    def start(self) -> None:
+        """Leave it as it is."""
+
+    def stop(self) -> None:
+        """Leave it as it is."""
 
 
 @asynccontextmanager
 async def running_cluster(
-    folder: Path, size: Size, front: ClickHouseFront, broker: KafkaBroker, environment: Mapping[str, str]
+    folder: Path,
+    size: Size,
+    front: ClickHouseFront,
+    broker: "KafkaBroker | ForeignBroker",
+    environment: Mapping[str, str],
 ) -> AsyncIterator[Cluster]:
     """Start a cluster under load; it is ready when every partition has reported a new edge.
 
@@ -95,7 +113,7 @@ async def running_cluster(
     load: LoadProcess | None = None
     try:
         await asyncio.gather(asyncio.to_thread(broker.start), asyncio.to_thread(front.start))
-        settings = settings_of(broker.address, size.partitions, front.settings())
+        settings = settings_of(size.name, broker.address, size.partitions, front.settings())
         await asyncio.to_thread(_migrate, settings.clickhouse)
         counts = await make_topics(settings)
         workers += [WorkerProcess(f"worker-{n}", settings, folder, environment) for n in range(size.workers)]

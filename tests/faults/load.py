@@ -29,7 +29,7 @@ PROBE_EVERY_S = 0.5
 MALFORMED_EVERY_S = 2.0
 PENDING_MESSAGES = 200
 CLOCKS_MS = (0, 0, 0, 40, -60, 700, -2_500, 3_000, -9_000, 15_000)
-"""What the clocks of the reporting hosts are off by: the usual, one that makes late rows, one beyond the lane's skew."""
+"""What the clocks of reporting hosts are off by: as usual, so that rows are late, and beyond the lane's skew."""
 _FOREVER_MS = 900_000  # of brokers that are away: a batch that gave up could be in the log or not
 _BROKEN = b'{"tenant":"tenant-00","src":"a","dst":"b","time_ms":"soon"}'
 

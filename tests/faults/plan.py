@@ -21,6 +21,7 @@ CLICKHOUSE_DISK, TEMPORARY_DISK = "ClickHouse's disk full", "temporary directory
 BEHIND, FLOOD = "a source partition far behind", "a tenant floods"
 SKEW = "producers' clocks off by -9 to +15 s"
 
+ON_THE_BROKER = frozenset({BROKER_STOP, BROKER_KILL, BROKER_DISK})
 IN_TURN = (ZOMBIE, SCALE, ROLL, BROKER_STOP, BROKER_KILL, BROKER_DISK)
 """One at a time with the kills: the next when the system is well again."""
 BESIDE = {AWAY: 120.0, UNAVAILABLE: 60.0, HANG: 45.0, CLOSE: 45.0, BEHIND: 60.0, FLOOD: 15.0} | {

@@ -1,4 +1,4 @@
-"""Who talks to whom in the fault tests: tenants of very different size, and a probe tenant for every partition. Pure."""
+"""Who talks to whom in fault tests: tenants of very different size, and a probe tenant for every partition. Pure."""
 
 import random
 from dataclasses import dataclass

@@ -25,6 +25,7 @@ from schemas.settings import (
     TopicSettings,
     WorkerSettings,
 )
+from schemas.topics import INTERNAL_AND_PUBLIC
 from streams.kafka_clients import make_admin
 from streams.topics import ensure_topics
 from tests.e2e.pipeline import write_config
@@ -33,12 +34,16 @@ ROOT = Path(__file__).resolve().parents[2]
 WINDOW_MS, LATENESS_MS, LEARNING_WINDOWS = 10_000, 5_000, 2
 SESSION_MS = 6_000
 """The least that a broker allows: how long the partitions of a killed worker stay with the dead."""
-GROUP = "drift-faults"
 LOOK_S = 0.1
 
 
-def settings_of(bootstrap: str, partitions: int, clickhouse: ClickHouseSettings, **worker: Any) -> Settings:
-    """Return the settings that all workers of a run share: short windows, short timeouts, state in Kafka."""
+def settings_of(name: str, bootstrap: str, partitions: int, clickhouse: ClickHouseSettings) -> Settings:
+    """Return the settings that all workers of a run share: short windows, short timeouts, state in Kafka.
+
+    Args:
+        name: prefix of topics, and name of the group.
+    """
+    names = {topic.role: f"{name}-{topic.default_name}" for topic in INTERNAL_AND_PUBLIC}
     lane = LaneSettings(
         name="default",
         window_ms=WINDOW_MS,
@@ -48,11 +53,11 @@ def settings_of(bootstrap: str, partitions: int, clickhouse: ClickHouseSettings,
     )
     return Settings(
         kafka=KafkaSettings(bootstrap=bootstrap, session_timeout_ms=SESSION_MS, rebalance_timeout_ms=SESSION_MS),
-        topics=TopicSettings(partitions=partitions),
+        topics=TopicSettings(names=names, partitions=partitions),
         lanes=(lane,),
-        flows=(FlowTopic(),),
+        flows=(FlowTopic(topic=f"{name}-flows"),),
         clickhouse=clickhouse,
-        worker=WorkerSettings(group=GROUP, checkpoint_every_ms=5_000, **worker),
+        worker=WorkerSettings(group=name, checkpoint_every_ms=5_000),
     )
 
 

@@ -1,6 +1,7 @@
 """What a fault run gave, as Markdown for people and JSON for machines. Pure but for writing the two files."""
 
 import json
+import os
 import platform
 import statistics
 from collections import Counter
@@ -38,7 +39,7 @@ def facts_of(outcome: Outcome, command: str) -> dict[str, Any]:
         "flows": {"acknowledged": outcome.flows, "stored": outcome.stored, "fate unknown": outcome.unknown},
         "flows_per_s": round(outcome.flows / outcome.seconds) if outcome.seconds else None,
         "wrong_edges": outcome.wrong_edges,
-        "verdict": None if verdict is None else {k: v for k, v in asdict(verdict).items()},
+        "verdict": None if verdict is None else asdict(verdict),
         "faults": dict(Counter(fault.kind for fault in outcome.injected)),
         "longest_s": longest,
         "clickhouse_requests_hit": outcome.clickhouse_hits,
@@ -89,7 +90,7 @@ def markdown(facts: dict[str, Any]) -> str:
         "",
         said,
         "",
-        f"`{facts['command']}`, {facts['machine']}, Apache Kafka, ClickHouse (chdb) behind a fault-injecting HTTP front.",
+        f"`{facts['command']}`, {facts['machine']}, Apache Kafka, chdb behind a fault-injecting HTTP front.",
         "",
         "| judged | |",
         "|---|---|",
@@ -135,7 +136,7 @@ def markdown(facts: dict[str, Any]) -> str:
 
 
 def _row(title: str, values: dict[str, Any]) -> str:
-    return f"| {title} | {values.get('median', '')} | {values.get('p95', '')} | {values.get('max', '')} | {values['count']} |"
+    return f"| {title} | " + " | ".join(str(values.get(name, "")) for name in ("median", "p95", "max", "count")) + " |"
 
 
 def _injected(fault: dict[str, Any]) -> str:
@@ -144,6 +145,4 @@ def _injected(fault: dict[str, Any]) -> str:
 
 
 def _cores() -> set[int]:
-    import os
-
     return os.sched_getaffinity(0)
