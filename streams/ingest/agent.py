@@ -319,7 +319,9 @@ class IngestWorker:
         now_ms, letters = self._clock.now_ms(), encoded.dead_letters
         self._metrics.flows_in.labels(source.topic).inc(encoded.rows)
         for letter in letters:
-            self._metrics.dead_letters.labels(letter.topic, letter.reason.value).inc()
+            # The topic that a replayed record says it comes from may be anything: labels are of topics that are ours.
+            topic = letter.topic if letter.topic in self._readers else source.topic
+            self._metrics.dead_letters.labels(topic, letter.reason.value).inc()
         source.note(encoded.lanes, now_ms)
         rule = self._options.floods.get(source.topic)
         if rule is not None:

@@ -9,7 +9,9 @@ from schemas.settings import FlowTopic
 from schemas.tenant_log import ACTIVE, END_REACHED, IDLE, PAUSED
 from streams.ingest.agent import QUEUED_CHUNKS, IngestWorker
 from streams.ingest.flood import Flood, FloodRule, FloodWatch, rule_of
+from streams.ingest.readers import Encoded
 from tests.unit.streams.ingest.test_agent import Fetched, Simulated, flow, started, state, until
+from tests.unit.streams.ingest.test_replayed import letter_of
 
 RULE = FloodRule(share=0.5, span_ms=60_000, min_records=10, pause_ms=30_000)
 KEY = ("flows", 0)
@@ -63,7 +65,9 @@ async def test_a_flood_pauses_its_source_partition_alone_and_says_so_once(caplog
     kafka = Simulated()
     worker = await flooded(kafka, 0, 1)
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert line.startswith("flows[0] is paused: 9 of its last 10 records (90.0 %) became dead letters, the last one mal")
+    assert line.startswith(
+        "flows[0] is paused: 9 of its last 10 records (90.0 %) became dead letters, the last one mal"
+    )
     assert "drift dead-letters list --topic flows" in line and line.endswith("tried again in 30 s")
     assert kafka.paused == {KEY} and worker.idle_reasons() == {KEY: "flood"}
     worker.submit(Fetched(0, 10, [flow()]))  # what was fetched before the pause waits, and is not lost
@@ -151,4 +155,16 @@ async def test_the_end_of_a_pause_frees_neither_a_full_queue_nor_a_stopped_parti
     worker.pause([KEY])
     worker.resume([KEY])
     assert kafka.paused == {KEY}, "it has stopped"
+    await worker.close()
+
+
+async def test_a_topic_that_a_replayed_record_invents_is_no_label() -> None:
+    kafka = Simulated()
+    worker = await started(kafka, 0)
+    source = worker._sources[KEY]
+    letters = [letter_of(topic="flows"), letter_of(topic="made-up")]
+    worker._note(source, Encoded([], letters, 0, 0))
+    value = worker._metrics.registry.get_sample_value
+    assert value("drift_dead_letters_total", {"topic": "flows", "reason": "malformed"}) == 2
+    assert value("drift_dead_letters_total", {"topic": "made-up", "reason": "malformed"}) is None
     await worker.close()
