@@ -14,7 +14,7 @@ from schemas.errors import ConfigurationError
     context_settings={"ignore_unknown_options": True},
     epilog="Example: drift bench ingest --json",
 )
-@click.argument("what", type=click.Choice(["ingest", "graph", "e2e", "recovery", "backpressure"]))
+@click.argument("what", type=click.Choice(["ingest", "graph", "e2e", "recovery", "backpressure", "sources"]))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(what: str, arguments: tuple[str, ...]) -> None:
     """Measure ingest beside its limits, folding of graphs, the whole pipeline, recovery, or backpressure."""

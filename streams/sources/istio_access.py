@@ -8,7 +8,7 @@ Source: istio pkg/config/mesh accessLogFormat defaults (JSON); Envoy access log 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -126,6 +126,14 @@ _SERVICE_HOST = re.compile(r"([^.]+)\.([^.]+)\.svc(?:\..+)?")
 _ROUTED_NAME = re.compile(r"(?:outbound|inbound)_\.(\d{1,5})_\.[^.]*_\.(.+)")
 _APP_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app", "k8s-app")
 
+_METHODS = Words(dict.fromkeys(_NOTHING, 0), 1)
+_TRANSPORTS = Words({"HTTP/3": _UDP}, _TCP)
+_HARMED, _REFUSED = 1, 2
+_REMEMBERED = 50_000
+_SERVER_FIELDS = (
+    *("upstream_cluster", "requested_server_name", "authority", "upstream_host", "downstream_local_address"),
+)
+
 _Key = tuple[str, ...]
 _REPORTER, _ADDRESS, _HOSTS = "reporter", "address", "hosts"
 
@@ -159,14 +167,6 @@ class _Route:
             self.host = cluster  # an Envoy without Istio names clusters as its operator likes
 
 
-class _Routes(dict[str | None, _Route]):
-    def __missing__(self, cluster: str | None) -> _Route:
-        route = _Route(_text(cluster))
-        if len(self) < 50_000:
-            self[cluster] = route
-        return route
-
-
 def _port(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65_535 else UNKNOWN
 
@@ -194,7 +194,9 @@ class IstioAccess(TypedFormat):
     def __init__(self, *, cluster: str | None = None) -> None:
         self._cluster = None if cluster == "-" else cluster
         self._naming: Naming[_Key] = Naming(self._name_of)
-        self._routes = _Routes()
+        self._servers = _Remembered(_server)
+        self._flags = _Remembered(_flag_verdict)
+        self._details = _Remembered(_is_rbac)
 
     @classmethod
     def configured(cls, arguments: Mapping[str, str]) -> "IstioAccess":
@@ -220,33 +222,38 @@ class IstioAccess(TypedFormat):
         records: list[Record] = batch.records
         draft, size = batch.draft, len(records)
         column = columns_of(records, Record)
-        routes = [self._routes[cluster] for cluster in column["upstream_cluster"]]
-        ends = [_ends(record, route) for record, route in zip(records, routes, strict=True)]
-        (src, dst), names = code_names(self._naming, [end[0] for end in ends], [end[1] for end in ends])
-        port = np.fromiter((end[2] for end in ends), dtype=np.int64, count=size)
+        servers = list(map(self._servers.__getitem__, zip(*(column[name] for name in _SERVER_FIELDS), strict=True)))
+        dst_keys: Sequence[_Key]
+        dst_keys, ports, inbound, refused_route, unnamed = zip(*servers, strict=True)
+        src_keys: Sequence[_Key] = [(_ADDRESS, _address_of(text)) for text in column["downstream_remote_address"]]
+        inbound_mask = mask_of(inbound, size)
+        if column["kubernetes"].count(None) < size:
+            reporters = [_reporter(pod) for pod in column["kubernetes"]]
+            ends = zip(src_keys, dst_keys, reporters, inbound, unnamed, strict=True)
+            src_keys, dst_keys = zip(*(_with_reporter(*end) for end in ends), strict=True)
+        (src, dst), names = code_names(self._naming, src_keys, dst_keys)
         code = loose_integers(column["response_code"])
         draft.reject((code < UNKNOWN) | (code > 999), Reason.INVALID_VALUE, "response_code must be 0 to 999")
-        harmed = mask_of((flags not in _UNHARMED for flags in column["response_flags"]), size)
+        flags = coded_words(self._flags, column["response_flags"])
         grpc = coded_words(_GRPC_FAILURES, column["grpc_status"])
         # Code 0 is a connection without an answer: TCP, or a request that got none; its flags say how it ended.
-        failed = np.where(code > 0, code >= _SERVER_ERROR_FROM, harmed)
-        details = column["response_code_details"]
-        refused = mask_of((text is not None and text.startswith("rbac_access_denied") for text in details), size)
-        refused |= mask_of((route.is_refused for route in routes), size)
-        refused |= mask_of((flags is not None and "UAEX" in flags for flags in column["response_flags"]), size)
+        failed = np.where(code > 0, code >= _SERVER_ERROR_FROM, flags > 0)
+        refused = (
+            mask_of(refused_route, size)
+            | (flags == _REFUSED)
+            | (coded_words(self._details, column["response_code_details"]) > 0)
+        )
         duration_ms = loose_integers(column["duration"])
-        is_request = mask_of((method not in _NOTHING for method in column["method"]), size) & (code > 0)
-        inbound = mask_of((route.is_inbound for route in routes), size)
-        is_quic = mask_of((version == "HTTP/3" for version in column["protocol"]), size)
+        is_request = (coded_words(_METHODS, column["method"]) > 0) & (code > 0)
         draft.host = lambda row: _host(records[row])
         return draft.finish(
             time_ms=iso_ms(column["start_time"]),
             time_shown=column["start_time"],
             ends=(src, dst, names),
-            port=port,
-            protocol=np.where(is_quic, _UDP, _TCP),
+            port=np.fromiter(ports, dtype=np.int64, count=size),
+            protocol=coded_words(_TRANSPORTS, column["protocol"]),
             columns={
-                "side": np.where(inbound, SIDE_SERVER, SIDE_CLIENT),
+                "side": np.where(inbound_mask, SIDE_SERVER, SIDE_CLIENT),
                 "bytes_out": loose_integers(column["bytes_received"]),
                 "bytes_in": loose_integers(column["bytes_sent"]),
                 "errors": np.where(failed | (grpc > 0), 1, 0),
@@ -260,33 +267,73 @@ class IstioAccess(TypedFormat):
         )
 
 
-def _ends(record: Record, route: _Route) -> tuple[_Key, _Key, int]:
-    """Return what names the client, what names the server, and the server's port."""
-    remote = _text(record.downstream_remote_address)
-    client: _Key = (_ADDRESS, split_port(remote)[0])
-    reporter = _reporter(record.kubernetes)
-    asked = _text(record.requested_server_name)
+class _Remembered(dict[Any, Any]):
+    """What a function says of values; looks like a dictionary, fills itself, forgets when large."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __missing__(self, key: Any) -> Any:
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        found = self[key] = self._function(key)
+        return found
+
+
+def _server(key: tuple[str | None, ...]) -> tuple[_Key, int, bool, bool, bool]:
+    """Return what names the server, its port, whether it reports, whether Istio had nowhere to go, and whether the
+    server has no more than an address."""
+    cluster, asked, named, upstream, local = map(_text, key)
+    route = _Route(cluster)
     routed = _ROUTED_NAME.fullmatch(asked) if asked.startswith((_OUTBOUND, _INBOUND)) else None
     port, host = route.port, route.host
     if routed is not None:  # what the client's proxy asked for in the handshake: the service, and its port
         asked, port = routed[2], _port(routed[1])
-    reached, reached_port = split_port(_text(record.upstream_host) or _text(record.downstream_local_address))
+    reached, reached_port = split_port(upstream or local)
     if port == UNKNOWN:
         port = reached_port
     if route.is_inbound:
         # The service that was asked for comes first: it is what the client's proxy calls the same server.
         service = asked if routed is not None else host
-        return client, reporter if reporter is not None and not service else (_HOSTS, service, reached), port
-    if reporter is not None:
-        client = reporter
+        return (_HOSTS, service, reached), port, True, False, not service
     if host:
-        return client, (_HOSTS, host), port
-    named, named_port = split_port(_text(record.authority))
+        return (_HOSTS, host), port, False, route.is_refused, False
     if "." in asked:
-        return client, (_HOSTS, asked), port
-    if "." in named or ":" in named:
-        return client, (_HOSTS, named), port if named_port == UNKNOWN else named_port
-    return client, (_HOSTS, reached, named), port
+        return (_HOSTS, asked), port, False, route.is_refused, False
+    name, named_port = split_port(named)
+    if "." in name or ":" in name:
+        return (_HOSTS, name), port if named_port == UNKNOWN else named_port, False, route.is_refused, False
+    return (_HOSTS, reached, name), port, False, route.is_refused, False
+
+
+def _with_reporter(
+    client: _Key, server: _Key, reporter: _Key | None, is_inbound: bool, is_unnamed: bool
+) -> tuple[_Key, _Key]:
+    """Return what names both ends once the reporting pod is known."""
+    if reporter is None:
+        return client, server
+    if not is_inbound:
+        return reporter, server
+    return client, reporter if is_unnamed else server
+
+
+def _address_of(text: str | None) -> str:
+    """Return the address of ``ADDR:PORT``; quick, for its port is another each time."""
+    if text is None or text == "-":
+        return ""
+    head, _, _ = text.rpartition(":")
+    return head if head and ":" not in head else split_port(text)[0]
+
+
+def _flag_verdict(flags: str | None) -> int:
+    if flags in _UNHARMED:
+        return 0
+    return _REFUSED if flags is not None and "UAEX" in flags else _HARMED
+
+
+def _is_rbac(details: str | None) -> int:
+    return int(details is not None and details.startswith("rbac_access_denied"))
 
 
 def _reporter(pod: _Kubernetes | None) -> _Key | None:

@@ -36,6 +36,10 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 MAX_SAMPLING = 1 << 20
 
 
+class _NetworkEvent(msgspec.Struct, gc=False):
+    Action: str | None = None
+
+
 class Record(msgspec.Struct, gc=False):
     """What is used of a flow."""
 
@@ -72,16 +76,12 @@ class Record(msgspec.Struct, gc=False):
     DnsFlagsResponseCode: str | None = None
     PktDropPackets: Count | None = None
     PktDropLatestDropCause: str | None = None
-    NetworkEvents: msgspec.Raw = msgspec.Raw()
+    NetworkEvents: list[_NetworkEvent | str] | str | None = None
     RecordType: str | None = msgspec.field(default=None, name="_RecordType")
 
 
 class _Kind(msgspec.Struct, gc=False):
     RecordType: str = msgspec.field(name="_RecordType")
-
-
-class _NetworkEvent(msgspec.Struct, gc=False):
-    Action: str | None = None
 
 
 _FLOW = frozenset({None, "", "flowLog"})
@@ -95,11 +95,11 @@ _SYN, _RST, _SYN_ACK = 0x02, 0x04, 0x100
 _FLAGS = {"SYN": _SYN, "RST": _RST, "SYN_ACK": _SYN_ACK, "RST_ACK": 0x400 | _RST}
 _RESET = _RST | 0x400
 _SOUND_DNS = frozenset({"NoError", "NXDomain", ""})
+_REFUSALS = frozenset({"drop", "reject", "deny"})
 _REFUSING_CAUSES = ("NETFILTER", "OVS_DROP_EXPLICIT", "NETPOL", "POLICY")
 
 _record, _kind = lax(Record), lax(_Kind)
 _array = msgspec.json.Decoder(list[Record], strict=False).decode
-_events = msgspec.json.Decoder(list[_NetworkEvent], strict=False).decode
 
 _Key = tuple[str | None, ...]
 
@@ -141,13 +141,14 @@ class _Refusals(Words):
         return int(isinstance(cause, str) and any(part in cause for part in _REFUSING_CAUSES))
 
 
-def _is_refused(events: msgspec.Raw) -> bool:
-    if not bytes(events):
+def _is_refused(events: list[_NetworkEvent | str] | str | None) -> bool:
+    if events is None:
         return False
-    try:
-        return any((event.Action or "").lower() in ("drop", "reject", "deny") for event in _events(events))
-    except FAILURES:  # older agents wrote sentences
-        return b"rop" in bytes(events)
+    if isinstance(events, str):  # older agents wrote sentences
+        return "rop" in events
+    return any(
+        "rop" in event if isinstance(event, str) else (event.Action or "").lower() in _REFUSALS for event in events
+    )
 
 
 class NetObserv(TypedFormat):
@@ -224,7 +225,7 @@ class NetObserv(TypedFormat):
         columns = directed(measures, swapped)
         columns["errors"] = _errors(column, protocol, flags, packets)
         refused = coded_words(_Refusals({None: 0}), column["PktDropLatestDropCause"]) > 0
-        if any(map(bytes, column["NetworkEvents"])):
+        if column["NetworkEvents"].count(None) < size:
             refused |= mask_of(map(_is_refused, column["NetworkEvents"]), size)
         columns["denied"] = np.where(refused, 1, UNKNOWN)
         dns_ms, rtt_ns = integers(column["DnsLatencyMs"]), integers(column["TimeFlowRttNs"])

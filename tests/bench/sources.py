@@ -1,0 +1,167 @@
+"""Flows per second that each source format decodes and normalises, beside `orjson.loads` of the same bytes.
+
+    drift bench sources [--flows N] [--formats NAME ...] [--json]
+    python -m tests.bench.sources ...
+
+Records are the shipped examples that hold flows, varied: ports, pods, byte counts and times change.
+A flow counts once it is decoded, normalised and grouped into edges, in chunks of 4,000 messages, as ingest does.
+A format's text is set beside orjson on the same columns as JSON. Times are CPU time of this process, the best of some.
+"""
+
+import argparse
+import gc
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from streams.sources.registry import source_format
+from tests.bench.fuzz_sources import EXAMPLES
+
+CHUNK = 4_000
+SEED = 3
+_SERVICES = 300
+FORMATS = (
+    *("canonical-json", "netobserv", "hubble", "istio-access", "aws-vpc", "aws-vpc v8"),
+    *("zeek-conn", "zeek-conn text", "suricata-eve"),
+)
+_CLIENT_PORT = re.compile(rb"\b(?:43210|44916|43612|46378|36844|56984|43250|20641|41034|49761)\b")
+_COUNTS = re.compile(rb"\b(?:1294|358|178|7626|10780|4249|5120|295|141|217)\b")
+_FRACTION = re.compile(rb"(?<=\.)(?:656|399198|173232166|430166|305988)(?=[\dZ+\",])")
+_TIME_MS = re.compile(rb"\b1727962687516\b")
+_SERVER = re.compile(rb"\b(cart|reviews|details)\b")
+
+
+class _Targets(dict[str | None, int]):
+    def __missing__(self, tenant: str | None) -> int:
+        return 0
+
+
+_SAME_LAYOUT: dict[str, Callable[[str], bool]] = {
+    # one topic's records have one spelling: those among a format's examples that start or look like this
+    "aws-vpc": lambda value: len(value.split()) == 14,
+    "aws-vpc v8": lambda value: len(value.split()) == 40,
+    "zeek-conn": lambda value: value.startswith('{"ts":1') and "id.orig_h" in value,
+    "zeek-conn text": lambda value: value.count("\t") == 20,
+}
+
+
+def _is_bare(value: str) -> bool:
+    return not value.startswith('{"log"')
+
+
+def _examples(name: str) -> list[bytes]:
+    if name == "canonical-json":
+        text = {"time_ms": 1763849940000, "tenant": "acme", "src": "shop/frontend", "dst": "shop/cart", "port": 7070}
+        more = {"protocol": "tcp", "bytes_out": 5120, "bytes_in": 10780, "latency_us": 5415, "errors": 0, "host": "n-7"}
+        return [json.dumps({**text, **more}, separators=(",", ":")).encode()]
+    stem = name.partition(" ")[0]
+    lines = (EXAMPLES / f"{stem}.jsonl").read_text(encoding="utf-8").splitlines()
+    cases = [case for case in map(json.loads, lines) if len(case["flows"]) == 1 and case["format"] == stem]
+    fits = _SAME_LAYOUT.get(name, _is_bare)
+    return [case["value"].encode() for case in cases if "\n" not in case["value"] and fits(case["value"])]
+
+
+def records(name: str, count: int) -> list[bytes]:
+    """Return varied records of a format."""
+    rng = random.Random(SEED)
+    pool = _examples(name)
+    made = []
+    for number in range(count):
+        value = pool[number % len(pool)]
+        value = _CLIENT_PORT.sub(lambda _: b"%d" % rng.randrange(32_768, 60_999), value)
+        value = _COUNTS.sub(lambda _: b"%d" % rng.randrange(40, 100_000), value)
+        value = _FRACTION.sub(lambda m: b"%0*d" % (len(m[0]), rng.randrange(10 ** len(m[0]))), value)
+        value = _TIME_MS.sub(lambda _: b"%d" % rng.randrange(1_727_962_600_000, 1_727_962_700_000), value)
+        value = _SERVER.sub(rb"\1-%d" % rng.randrange(_SERVICES), value)
+        made.append(value)
+    return made
+
+
+def as_json(name: str, values: Sequence[bytes]) -> list[bytes]:
+    """Return records as JSON: themselves, or a line of text as an object of its columns."""
+    if values[0].startswith(b"{"):
+        return list(values)
+    separator = "\t" if name.startswith("zeek") else " "
+    reading: Any = source_format(name.partition(" ")[0])
+    made = []
+    for value in values:
+        cells = value.decode().split(separator)
+        columns = reading._layout.fields(len(cells))
+        known = {c: int(v) if v.isdigit() else v for c, v in zip(columns, cells, strict=False) if v != "-"}
+        made.append(json.dumps(known, separators=(",", ":")).encode())
+    return made
+
+
+def _best_s(work: Callable[[], object], repeats: int) -> float:
+    best = float("inf")
+    for _ in range(repeats):
+        gc.collect()
+        began = time.process_time()
+        work()
+        best = min(best, time.process_time() - began)
+    return best
+
+
+def measure(name: str, count: int, repeats: int = 5) -> dict[str, float]:
+    """Measure one format; returns flows/s of the format and of orjson, their ratio, and the mean size of a record."""
+    import orjson
+
+    values = records(name, count)
+    objects = as_json(name, values)
+    reading = source_format(name.partition(" ")[0])
+    found = 0
+
+    def ours() -> None:
+        nonlocal found
+        found = 0
+        for start in range(0, count, CHUNK):
+            for run in reading.decode(values[start : start + CHUNK]).runs:
+                run.group("t", _Targets())
+                found += len(run.message)
+
+    def theirs() -> None:
+        for start in range(0, count, CHUNK):
+            list(map(orjson.loads, objects[start : start + CHUNK]))
+
+    ours_s, theirs_s = _best_s(ours, repeats), _best_s(theirs, repeats)
+    if found != count:
+        raise AssertionError(f"{name}: {found} flows of {count} records")
+    return {
+        "bytes": round(sum(map(len, values)) / count),
+        "json_bytes": round(sum(map(len, objects)) / count),
+        "flows_per_s": round(count / ours_s),
+        "orjson_per_s": round(count / theirs_s),
+        "ratio": round(theirs_s / ours_s, 2),
+    }
+
+
+def goal(json_bytes: float) -> float:
+    """Return the least ratio wanted: 0.3 below 300 bytes, 0.6 from 1 kB, in between in between."""
+    return min(0.6, max(0.3, 0.3 + 0.3 * (json_bytes - 300) / 700))
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Read the command line and measure; prints a table unless ``--json`` is given."""
+    parser = argparse.ArgumentParser(prog="drift bench sources", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--flows", type=int, default=40_000)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--json", action="store_true")
+    parsed = parser.parse_args(arguments)
+    result: dict[str, Any] = {}
+    if not parsed.json:
+        print(f"{'format':16} {'bytes':>6} {'as JSON':>8} {'flows/s':>10} {'orjson/s':>10} {'ratio':>6} {'goal':>5}")
+    for name in parsed.formats:
+        figures = result[name] = measure(name, parsed.flows)
+        if not parsed.json:
+            print(
+                f"{name:16} {figures['bytes']:>6} {figures['json_bytes']:>8} {figures['flows_per_s']:>10,} "
+                f"{figures['orjson_per_s']:>10,} {figures['ratio']:>6} {goal(figures['json_bytes']):>5.2f}"
+            )
+    return result
+
+
+if __name__ == "__main__":
+    main()
