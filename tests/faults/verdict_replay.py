@@ -49,7 +49,9 @@ class Tally:
 
     def add(self, place: str, name: str, what: str = "", count: int = 1) -> None:
         """Count a difference; its words are kept while there are few of its kind."""
-        if count and self.counts[place, name] < MAX_DETAILS and what:
+        if not count:
+            return
+        if what and self.counts[place, name] < MAX_DETAILS:
             self.details.append(f"{place}: {name}: {what}"[:600])
         self.counts[place, name] += count
 

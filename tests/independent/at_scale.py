@@ -21,6 +21,7 @@ from tests.independent.check import _EDGE, _KEYS, _NEWEST, _NEWS, Difference, Re
 
 ROWS_PER_SLICE = 3_000_000
 MAX_DIFFERENCES = 200
+_END_MS = 4_102_444_800_000  # 2100
 _QUANTILES = ("p50_us", "p95_us", "p99_us")
 _EMPTY = {
     "raw": "partition UInt32, offset UInt64, value String, batch UInt64, clock_ms Int64",
@@ -224,17 +225,17 @@ class ScaledCheck:
         self._ask(f"CREATE OR REPLACE VIEW $s.timed AS {timed}")
         self._ask(f"CREATE OR REPLACE VIEW $s.placed AS {self._queries['table: placed']}")
 
-    def _slices(self) -> list[str]:
-        """Return conditions on ``window_ms`` that cut the records into parts of a few million."""
+    def _slices(self) -> list[tuple[int, int]]:
+        """Return ranges of ``window_ms``, half-open, that cut the records into parts of a few million."""
         rows = self._ask("SELECT window_ms, count() FROM $s.timed GROUP BY window_ms ORDER BY window_ms")
-        bounds, held = [-(1 << 60)], 0
+        bounds, held = [0], 0
         for window_ms, count in rows:
             if held and held + count > ROWS_PER_SLICE:
                 bounds.append(window_ms)
                 held = 0
             held += count
-        bounds.append(1 << 60)
-        return [f"window_ms >= {low} AND window_ms < {high}" for low, high in pairwise(bounds)]
+        bounds.append(_END_MS)
+        return list(pairwise(bounds))
 
     def _of(self, tenants: Sequence[str] | None) -> str:
         if tenants is None:
@@ -242,11 +243,11 @@ class ScaledCheck:
         names = ", ".join("'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'" for name in tenants)
         return f"tenant IN ({names})"
 
-    def _sum(self, slices: Sequence[str], tenants: Sequence[str] | None) -> None:
+    def _sum(self, slices: Sequence[tuple[int, int]], tenants: Sequence[str] | None) -> None:
         edges = self._queries["table: edges"]
         self._ask(f"CREATE TABLE $s.edges ENGINE = MergeTree ORDER BY (window_ms, $edge) EMPTY AS {edges}")
-        for condition in slices:
-            self._show(f"{condition} AND {self._of(tenants)}")
+        for low, high in slices:
+            self._show(f"window_ms >= {low} AND window_ms < {high} AND {self._of(tenants)}")
             self._ask(f"INSERT INTO $s.edges {edges}")
         self._show("1")
 
@@ -255,7 +256,7 @@ class ScaledCheck:
         sql = f"SELECT name FROM system.columns WHERE database = '$s' AND table = '{table}'"
         return [name for (name,) in self._ask(sql) if name not in key and not name.startswith("_")]
 
-    def _suspect(self, slices: Sequence[str], tenants: Sequence[str] | None) -> None:
+    def _suspect(self, slices: Sequence[tuple[int, int]], tenants: Sequence[str] | None) -> None:
         """Find the edges that differ without a fact for each of their values."""
         key = _KEYS["edges"]
         plain = [name for name in self._columns("edges") if name not in _QUANTILES]
@@ -266,11 +267,17 @@ class ScaledCheck:
             for name in _QUANTILES
         )
         self._ask("CREATE TABLE $s.suspects (of_raw UInt8, of_stored UInt8, key String) ENGINE = Memory")
-        for condition in slices:
-            where = f"WHERE {condition} AND {self._of(tenants)}"
+        for low, high in slices:
+            # Of what is stored by its own column, which is part of its key.
+            first, last = (f"fromUnixTimestamp64Milli(toInt64({bound}), 'UTC')" for bound in (low, high))
+            within = f"window_start >= {first} AND window_start < {last}"
             sides = " UNION ALL ".join(
-                f"SELECT {key}, {is_raw} AS is_raw, cityHash64({digest}) AS hash, {quantiles} FROM ({source}) {where}"
-                for is_raw, source in ((1, "SELECT * FROM $s.edges"), (0, self._queries["stored: edges"]))
+                f"SELECT {key}, {is_raw} AS is_raw, cityHash64({digest}) AS hash, {quantiles} FROM ({source}) "
+                f"WHERE {condition} AND {self._of(tenants)}"
+                for is_raw, source, condition in (
+                    (1, "SELECT * FROM $s.edges", f"window_ms >= {low} AND window_ms < {high}"),
+                    (0, self._queries["stored: edges"], within),
+                )
             )
             self._ask(
                 f"INSERT INTO $s.suspects SELECT max(is_raw), max(NOT is_raw), toString(tuple({key})) FROM ({sides}) "

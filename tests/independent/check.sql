@@ -15,9 +15,9 @@ FROM $s.raw ARRAY JOIN pieces AS piece, arrayEnumerate(pieces) AS number
 WITH JSONExtractKeysAndValuesRaw(piece) AS pairs,
     CAST(arrayFilter(pair -> pair.2 != 'null', arrayReverse(pairs)), 'Map(String, String)') AS given,
     ['time_ms', 'calls', 'port', 'errors', 'denied', 'bytes_out', 'bytes_in', 'packets_out', 'packets_in', 'latency_us']
-        AS integers, arrayMap(key -> toInt128OrNull(given[key]), integers) AS v,
-    ['src', 'dst', 'protocol', 'reporter', 'tenant', 'host'] AS names,
-    arrayMap(key -> JSONExtractString(concat('[', given[key], ']'), 1), names) AS n,
+        AS integers, arrayMap(key -> given[key], integers) AS digits, arrayMap(t -> toInt128OrNull(t), digits) AS v,
+    ['src', 'dst', 'protocol', 'reporter', 'tenant', 'host'] AS names, arrayMap(key -> given[key], names) AS quoted,
+    arrayMap(t -> JSONExtractString(concat('[', t, ']'), 1), quoted) AS n,
     if({tenant:String} = '', n[5], {tenant:String}) AS whose, ifNull(v[1], 0) AS at
 SELECT partition, offset, record, batch, is_array, size, whose AS tenant, n[1] AS src, n[2] AS dst,
     toInt64(ifNull(v[3], -1)) AS port, n[4] = 'server' AS is_server, toUInt64(ifNull(v[2], 1)) AS calls,
@@ -27,12 +27,13 @@ SELECT partition, offset, record, batch, is_array, size, whose AS tenant, n[1] A
     clock_ms > 0 AND at > clock_ms + {skew_ms:Int64} AS skewed, toInt64(if(skewed, clock_ms, at)) AS time_ms,
     multiIf(piece = '', 'empty',
         NOT isValidJSON(piece) OR JSONType(piece) != 'Object' OR has(pairs, ('calls', 'null'))
-        OR given['time_ms'] = '' OR given['src'] = '' OR given['dst'] = ''
-        OR arrayExists(key -> NOT match(given[key], '^(-?[0-9]+)?$$'), integers)
-        OR arrayExists(key -> NOT match(given[key], '^("|$$)'), names), 'malformed',
-        arrayExists((key, x, high) -> given[key] != '' AND ifNull(x < (key = 'calls') OR x > high, 1), integers, v,
+        OR digits[1] = '' OR quoted[1] = '' OR quoted[2] = ''
+        OR arrayExists((t, x) -> t != '' AND x IS NULL AND NOT match(t, '^-?[0-9]+$$'), digits, v)
+        OR arrayExists(t -> t != '' AND NOT startsWith(t, '"'), quoted), 'malformed',
+        arrayExists((t, x, low, high) -> t != '' AND ifNull(x < low OR x > high, 1), digits, v,
+            [0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
             arrayConcat([8796093022208, 4294967296, 65535], arrayWithConstant(7, 4398046511104)))
-        OR arrayExists((key, x) -> given[key] != '' AND NOT lengthUTF8(x) BETWEEN 1 AND 256, names, n)
+        OR arrayExists((t, x) -> t != '' AND NOT lengthUTF8(x) BETWEEN 1 AND 256, quoted, n)
         OR n[3] != '' AND protocol < 0 OR n[4] NOT IN ('', 'client', 'server'), 'invalid-value',
         whose = '', 'unknown-tenant',
         {tenants:String} != '' AND NOT has(splitByChar(',', {tenants:String}), whose), 'tenant-not-allowed',
@@ -115,7 +116,7 @@ WHERE (tenant, e.src, e.dst, e.port, e.protocol, window_ms) IN $s.first_of_edge
     AND (tenant, window_ms) IN (SELECT tenant, window_ms FROM $s.windows WHERE NOT is_learning) GROUP BY ALL
 
 -- table: input
-SELECT $edge, count() AS records FROM $s.placed GROUP BY $edge
+SELECT $edge, count() AS records FROM $s.timed GROUP BY $edge
 
 -- stored: edges
 SELECT *, toUnixTimestamp64Milli(window_start) AS window_ms FROM $db.edges_1m $newest
@@ -151,8 +152,8 @@ ORDER BY ALL
 
 -- query: is_exact
 SELECT max(ahead) <= {lateness_ms:Int64} OR min(batch) > 0 FROM (SELECT batch,
-    max(time_ms) OVER (PARTITION BY partition ORDER BY offset, record) - time_ms AS ahead FROM $s.placed)
+    max(time_ms) OVER (PARTITION BY partition ORDER BY offset, record) - time_ms AS ahead FROM $s.timed)
 
 -- query: fates
-SELECT multiIf(late, 'late', skewed, 'skewed', 'on_time') AS fate, count() FROM $s.placed GROUP BY fate
+SELECT multiIf(late, 'late', skewed, 'skewed', 'on_time') AS fate, count() FROM $s.timed GROUP BY fate
 UNION ALL SELECT 'dead', count() FROM $s.dead
