@@ -29,6 +29,7 @@ from streams.ingest.ports import (
     FetchStatus,
     PausePort,
     ProducerPort,
+    SeekPort,
     SourcePartition,
     StatusPort,
 )
@@ -90,8 +91,10 @@ class IngestWorker:
         clock: Clock,
         metrics: Metrics,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        seeks: SeekPort | None = None,
     ) -> None:
         self._options = options
+        self._seeks = seeks
         self._readers = readers
         self._producer = producer
         self._commits = commits
@@ -254,6 +257,9 @@ class IngestWorker:
         source = self._sources.get((chunk.topic, chunk.partition))
         if source is None or source.is_stopped:
             return
+        if source.is_dropping:
+            chunk.release()
+            return
         source.queue.append(chunk)
         source.highwater = chunk.highwater
         source.wake.set()
@@ -360,8 +366,11 @@ class IngestWorker:
         self._set_paused(set(partitions), True)
 
     def resume(self, partitions: Iterable[SourcePartition]) -> None:
-        """Undo `pause`."""
-        self._set_paused(set(partitions), False)
+        """Undo `pause`, with the next tick where something must be fetched again."""
+        keys = set(partitions)
+        dropping = {key for key in keys if (source := self._sources.get(key)) is not None and source.is_dropping}
+        self._retried_at_ms.update(dict.fromkeys(dropping, 0))
+        self._set_paused(keys - dropping, False)
 
     def _set_paused(self, partitions: set[SourcePartition], paused: bool) -> None:
         self._paused = self._paused | partitions if paused else self._paused - partitions
@@ -380,6 +389,10 @@ class IngestWorker:
     def _pause_for(self, flood: Flood, rule: FloodRule, source: OwnedPartition, last: DeadLetter | None) -> None:
         """Pause one source partition for a flood; it is tried again by itself. What was read of it is kept."""
         self.pause([source.key])
+        if self._seeks is not None:
+            # What waits would take its share of the budget from all other partitions for as long as the pause lasts.
+            source.is_dropping = True
+            source.release_all()
         self._retried_at_ms[source.key] = self._clock.now_ms() + rule.pause_ms
         log.error(
             "%s[%d] is paused: %d of its last %d records (%.1f %%) became dead letters, the last one %s; mend what "
@@ -395,10 +408,15 @@ class IngestWorker:
             rule.pause_ms / 1000,
         )
 
-    def _try_again(self, now_ms: int) -> None:
+    async def _try_again(self, now_ms: int) -> None:
         for key in [key for key, at_ms in self._retried_at_ms.items() if at_ms <= now_ms]:
-            log.warning("%s[%d] is tried again after a flood of dead letters", *key)
-            self.resume([key])
+            source = self._sources.get(key)
+            if source is not None and source.is_dropping and self._seeks is not None:
+                await self._seeks.seek(key, source.next_offset)
+                source.is_dropping = False
+            if key in self._retried_at_ms:  # and was not given away meanwhile
+                log.warning("%s[%d] is tried again after a flood of dead letters", *key)
+                self._set_paused({key}, False)
 
     def _must_wait(self, source: OwnedPartition) -> bool:
         without_start = source.reader.commits and source.committed is None  # a later owner might start elsewhere
@@ -430,7 +448,7 @@ class IngestWorker:
         """Commit and state what is due."""
         now_ms = self._clock.now_ms()
         status = self._status.status()
-        self._try_again(now_ms)
+        await self._try_again(now_ms)
         if now_ms - self._stated_at_ms >= self._options.statement_every_ms:
             self._stated_at_ms = now_ms
             self._state(status, now_ms)

@@ -62,6 +62,10 @@ class _Kafka:
     def resume(self, partitions: Iterable[SourcePartition]) -> None:
         resume_partitions(self._app, [TP(*key) for key in partitions])
 
+    async def seek(self, partition: SourcePartition, offset: int) -> None:
+        with contextlib.suppress(IllegalStateError):  # assigned elsewhere meanwhile
+            await seek(self._app, TP(*partition), offset)
+
     def status(self) -> dict[SourcePartition, FetchStatus]:
         now_ms = int(time.monotonic() * 1000)  # the clock that the transport stamps fetches with
         return {
@@ -119,6 +123,7 @@ class IngestAgents:
             commits=kafka,
             pauses=kafka,
             status=kafka,
+            seeks=kafka,
             clock=clock,
             metrics=metrics,
         )

@@ -37,6 +37,7 @@ class OwnedPartition:
         is_busy: a chunk is under way.
         is_held: fetching is paused because too many chunks wait.
         is_stopped: an error ended it.
+        is_dropping: what arrives is not kept; it will be fetched again from ``next_offset``.
         highwater: end of the log as the last chunk said.
         taken: fetched chunks that are being worked on.
         lanes: by (name, generation).
@@ -58,6 +59,7 @@ class OwnedPartition:
     is_busy: bool = False
     is_held: bool = False
     is_stopped: bool = False
+    is_dropping: bool = False
     highwater: int = -1
     taken: list[FetchedChunk] = field(default_factory=list)
     flood: FloodWatch = field(default_factory=FloodWatch)

@@ -47,6 +47,14 @@ class PausePort(Protocol):
         ...
 
 
+class SeekPort(Protocol):
+    """Reads a source partition again from an offset."""
+
+    async def seek(self, partition: SourcePartition, offset: int) -> None:
+        """Fetch from ``offset`` next; once it returns, nothing that was fetched before arrives any more."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class FetchStatus:
     """How fetching stands with one assigned source partition.

@@ -9,6 +9,7 @@ from schemas.settings import FlowTopic
 from schemas.tenant_log import ACTIVE, END_REACHED, IDLE, PAUSED
 from streams.ingest.agent import QUEUED_CHUNKS, IngestWorker
 from streams.ingest.flood import Flood, FloodRule, FloodWatch, rule_of
+from streams.ingest.ports import SourcePartition
 from streams.ingest.readers import Encoded
 from tests.unit.streams.ingest.test_agent import Fetched, Simulated, flow, started, state, until
 from tests.unit.streams.ingest.test_replayed import letter_of
@@ -167,4 +168,52 @@ async def test_a_topic_that_a_replayed_record_invents_is_no_label() -> None:
     value = worker._metrics.registry.get_sample_value
     assert value("drift_dead_letters_total", {"topic": "flows", "reason": "malformed"}) == 2
     assert value("drift_dead_letters_total", {"topic": "made-up", "reason": "malformed"}) is None
+    await worker.close()
+
+
+class Seeks:
+    """Remembers what is to be fetched again."""
+
+    def __init__(self) -> None:
+        self.sought: list[tuple[SourcePartition, int]] = []
+
+    async def seek(self, partition: SourcePartition, offset: int) -> None:
+        self.sought.append((partition, offset))
+
+
+async def test_what_waits_of_a_flooded_partition_takes_no_share_of_the_others_budget() -> None:
+    kafka, seeks = Simulated(), Seeks()
+    worker = await started(kafka, 0, 1, floods={"flows": RULE})
+    worker._seeks = seeks
+    kafka.gate.clear()
+    first, waiting = Fetched(0, 0, [b"junk"] * 10), Fetched(0, 10, [flow()] * 2)
+    worker.submit(first)
+    await until(lambda: worker._sources[KEY].is_busy)
+    worker.submit(waiting)
+    kafka.gate.set()
+    await worker.drain()
+    late = Fetched(0, 12, [flow()])  # was on its way when the partition was paused
+    worker.submit(late)
+    assert first.is_released and waiting.is_released and late.is_released
+    assert kafka.paused == {KEY} and kafka.rows() == 0 and not seeks.sought
+    kafka.now += RULE.pause_ms
+    await worker.tick()
+    assert seeks.sought == [(KEY, 10)] and not kafka.paused
+    worker.submit(Fetched(0, 10, [flow()] * 3))
+    await worker.drain()
+    assert kafka.rows() == 3
+    kafka.replay_log()
+    await worker.close()
+
+
+async def test_resuming_by_hand_fetches_again_what_was_dropped_first() -> None:
+    kafka, seeks = Simulated(), Seeks()
+    worker = await started(kafka, 0, floods={"flows": RULE})
+    worker._seeks = seeks
+    worker.submit(Fetched(0, 0, [b"junk"] * 10))
+    await worker.drain()
+    worker.resume([KEY])
+    assert kafka.paused == {KEY}, "not before it was sought"
+    await worker.tick()
+    assert seeks.sought == [(KEY, 10)] and not kafka.paused
     await worker.close()
