@@ -25,6 +25,7 @@ from streams.sources.json_records import FAILURES, NotAFlow, Reading, split_reco
 from streams.sources.orientation import CLIENT_IS_DST, CLIENT_IS_SRC, NOT_SAID, client_is_dst, server_port
 from streams.sources.text_records import (
     LINES,
+    NO_NUMBER,
     UNSET,
     Layout,
     Note,
@@ -36,7 +37,7 @@ from streams.sources.text_records import (
     text_integers,
 )
 from streams.sources.times import rounded_ms
-from streams.sources.typed import Batch, add_run, choice, collect, directed, mask_of
+from streams.sources.typed import Batch, add_run, choice, collect, directed
 
 _VERSIONS = (
     # columns of each version, in the order of AWS's table
@@ -63,7 +64,7 @@ _TCP = PROTOCOL_NUMBERS["tcp"]
 _ICMP = (PROTOCOL_NUMBERS["icmp"], PROTOCOL_NUMBERS["icmp6"])
 _SYN, _RST, _SYN_ACK = 0x02, 0x04, 0x12
 """Flags of all packets of the record, joined; AWS does not record ACK alone, so that 0x12 is one packet's."""
-_ACTIONS = Words({"ACCEPT": 0, "REJECT": 1}, -2)
+_ACTIONS = Words({"ACCEPT": 0, "REJECT": 1, None: UNKNOWN, UNSET: UNKNOWN}, NO_NUMBER)
 _DIRECTIONS = Words({"ingress": 0, "egress": 1})
 _INGRESS, _EGRESS = 0, 1
 _NO_FLOW = {"NODATA": "nodata", "SKIPDATA": "skipdata"}
@@ -140,7 +141,7 @@ class AwsVpc:
         self._at_end = at_end
         self._naming: Naming[_Key] = Naming(_name_of)
         counts = " or ".join(map(str, sorted(self._fields)))
-        self._layout = Layout(" ", self._fields.get, _may_be_header, _note, counts)
+        self._layout = Layout(" ", self._fields.get, _may_have_headers, _note, counts)
 
     @classmethod
     def configured(cls, arguments: Mapping[str, str]) -> "AwsVpc":
@@ -201,16 +202,14 @@ class AwsVpc:
         }
         columns = directed(measures, swapped)
         actions = column("action")
-        denied = coded_words(_ACTIONS, [None if action == UNSET else action for action in actions])
-        known = mask_of((action is not None and action != UNSET for action in actions), size)
+        denied = coded_words(_ACTIONS, actions)
         draft.reject(
-            known & (denied == -2),
+            denied == NO_NUMBER,
             Reason.INVALID_VALUE,
             lambda row: f"action {shown(actions[row])}: no ACCEPT or REJECT",
         )
-        columns["denied"] = np.where(known, denied, UNKNOWN)
-        told = text_integers(column("tcp-flags")) >= 0
-        columns["errors"] = np.where(told & (protocol == _TCP), (flags & _RST) > 0, UNKNOWN)
+        columns["denied"] = np.maximum(denied, UNKNOWN)
+        columns["errors"] = np.where((flags >= 0) & (protocol == _TCP), (flags & _RST) > 0, UNKNOWN)
         columns["continued"] = swapped.astype(np.int64)
         is_server = np.where(direction == _INGRESS, ~swapped, (direction == _EGRESS) & swapped)
         columns["side"] = np.where(is_server, SIDE_SERVER, SIDE_CLIENT)
@@ -264,12 +263,13 @@ def _keys(table: Table, direction: IntColumn) -> tuple[list[_Key], list[_Key]]:
     """Return what names sources and destinations: the packet's own addresses, AWS's service, the ECS service."""
     column = table.column
     ends: list[list[_Key]] = []
-    services = list(zip(column("ecs-cluster-name"), column("ecs-service-name"), strict=True))
-    has_services = any(name is not None and name != UNSET for _, name in services)
+    service = column("ecs-service-name")
+    has_services = service.count(None) + service.count(UNSET) < len(service)
+    services = list(zip(column("ecs-cluster-name"), service, strict=True)) if has_services else []
     for end, owns in (("src", _EGRESS), ("dst", _INGRESS)):
         where = column(f"{end}addr")
         packet = column(f"pkt-{end}addr")
-        if packet[0] is not None or any(text is not None for text in packet):
+        if packet.count(None) < len(packet):
             where = [own if own and own != UNSET else other for own, other in zip(packet, where, strict=True)]
         cloud = column(f"pkt-{end}-aws-service")
         if has_services:
@@ -294,8 +294,8 @@ def _name_of(key: _Key) -> str:
     return address(where)
 
 
-def _may_be_header(cells: list[str]) -> bool:
-    return cells[0] in KNOWN_FIELDS
+def _may_have_headers(first_cells: Sequence[str]) -> bool:
+    return not KNOWN_FIELDS.isdisjoint(first_cells)
 
 
 def _is_header(cells: Sequence[str]) -> bool:

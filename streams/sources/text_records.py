@@ -73,13 +73,14 @@ class Layout:
     Attributes:
         separator: between the cells of a line.
         fields: columns of a line by how many cells it has, for lines without a header; ``None`` if that fits none.
-        note: reads a line that is no record; ``None`` for a record. Asked only where ``may_be_note``.
+        may_have_notes: says of the first cells of lines whether any of the lines may be no record; quick, may err so.
+        note: reads a line that is no record; ``None`` for a record.
         expected: what ``fields`` takes, in words.
     """
 
     separator: str
     fields: Callable[[int], tuple[str, ...] | None]
-    may_be_note: Callable[[list[str]], bool]
+    may_have_notes: Callable[[Sequence[str]], bool]
     note: Callable[[list[str]], Note | None]
     expected: str
 
@@ -121,7 +122,8 @@ def read_table(batch: Batch, layout: Layout) -> Table:
     cells = [line.split(layout.separator) for line in batch.records]
     width = len(cells[0])
     usual = layout.fields(width)
-    if usual is not None and set(map(len, cells)) == {width} and not any(map(layout.may_be_note, cells)):
+    has_notes = layout.may_have_notes([line[0] for line in cells])
+    if usual is not None and not has_notes and set(map(len, cells)) == {width}:
         table.cells, table.shapes = cells, [(usual, len(cells))]
         return table
     kept = np.zeros(len(cells), dtype=bool)
@@ -134,7 +136,7 @@ def read_table(batch: Batch, layout: Layout) -> Table:
         if message != of_message:  # a header speaks for its own message alone
             fields, kind, of_message = None, None, message
         line = cells[row]
-        note = layout.note(line) if layout.may_be_note(line) else None
+        note = layout.note(line) if has_notes else None
         if note is not None:
             fields, kind = note.fields or fields, kind if note.kind is None else note.kind
             batch.skipped[HEADER] += 1

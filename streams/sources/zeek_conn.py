@@ -230,7 +230,7 @@ class ZeekConn:
         self._is_default = fields is None
         self._at_end = at_end
         self._naming: Naming[str] = Naming(address)
-        self._layout = Layout("\t", self._fields_of, _is_comment, _note, str(len(self._fields)))
+        self._layout = Layout("\t", self._fields_of, _may_have_comments, _note, str(len(self._fields)))
         self._reading = Reading(
             (_dotted, _underscored, _in_tag, _with_nested_id, self._in_envelope), _array, explain=_explain
         )
@@ -398,12 +398,14 @@ class ZeekConn:
         )
 
 
-def _is_comment(cells: list[str]) -> bool:
-    return cells[0].startswith("#")
+def _may_have_comments(first_cells: Sequence[str]) -> bool:
+    return "#" in "".join(first_cells)
 
 
-def _note(cells: list[str]) -> Note:
+def _note(cells: list[str]) -> Note | None:
     """Read a line of a log's header or footer."""
+    if not cells[0].startswith("#"):
+        return None
     if cells[0] == "#fields":
         return Note(fields=_plain_fields(cells[1:]))
     if cells[0] == "#path" and len(cells) > 1:
