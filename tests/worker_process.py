@@ -71,7 +71,8 @@ class WorkerProcess:
         end_s = time.monotonic() + deadline_s
         while not (found := condition()):
             assert self.running.poll() is None, f"the worker ended before: {what}\n{self.said()}"
-            assert time.monotonic() < end_s, f"after {deadline_s:g} s still not: {what}\n{self.said()}"
+            if time.monotonic() > end_s:
+                raise AssertionError(f"after {deadline_s:g} s still not: {what}\n{self.said()}\n{self.samples()}")
             time.sleep(POLL_S)
         return found
 
@@ -109,6 +110,15 @@ class WorkerProcess:
             return error.code, json.load(error)
         except OSError:
             return 0, {}
+
+    def samples(self) -> str:
+        """Return what is not 0 of the metrics, for error texts."""
+        try:
+            with urllib.request.urlopen(f"{self.url()}/metrics", timeout=10) as answer:
+                lines = answer.read().decode().splitlines()
+        except (OSError, ValueError) as error:
+            return f"no metrics: {error}"
+        return "\n".join(line for line in lines if line.startswith("drift_") and not line.endswith(" 0.0"))
 
     def metric(self, name: str, **labels: str) -> float:
         """Return a metric summed over its labels; 0 if there is none, or nobody listens yet."""

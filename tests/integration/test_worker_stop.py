@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from aiokafka import TopicPartition
+from pydantic import SecretStr
 
 from deploy.brokers.kafka import KafkaBroker
 from deploy.serving import EXIT_UNFINISHED
 from models.graph.machine import Machine
 from schemas.ids import NO_POSITION
-from schemas.settings import Settings, WorkerSettings
+from schemas.settings import ClickHouseSettings, LaneSettings, Settings, WorkerSettings
 from schemas.tenant_log import decode_record
 from streams.graph.checkpoints import Checkpoints, FileChunkStore, read_partition
 from streams.ingest.chain import position_before
@@ -141,6 +142,24 @@ async def test_a_worker_whose_broker_hangs_ends_within_its_grace_and_says_so(
             broker.resume()
         lines = [line for line in worker.said().splitlines() if "worker.grace_ms" in line]
         assert len(lines) == 1 and "nothing is lost" in lines[0], worker.said()
+
+
+async def test_a_clickhouse_that_is_away_costs_neither_the_grace_nor_the_exit_code(
+    apache_kafka: str, settings_for: MakeSettings, tmp_path: Path
+) -> None:
+    lane = LaneSettings(name="default", window_ms=1_000, lateness_ms=0, idle_ms=200)
+    away = ClickHouseSettings(dsn=SecretStr("http://drift:secret-word@127.0.0.1:1"))
+    settings = operated(settings_for(apache_kafka, lanes=(lane,), clickhouse=away), grace_ms=8_000)
+    await ensure_topics(settings)
+    await send_all(settings, settings.flows[0].topic, backlog(60))
+    with WorkerProcess(settings, tmp_path / "worker") as worker:
+        worker.until(lambda: worker.metric("drift_windows_closed_total") > 0, "a window is closed")
+        worker.until(lambda: worker.metric("drift_sink_retries_total") > 0, "a sink waits for ClickHouse")
+        worker.until(lambda: worker.metric("drift_sink_lag") > 0, "its lag is told")
+        worker.terminate()
+        assert worker.wait(8) == 0, worker.said()
+        assert "ClickHouse has not taken what is under way" in worker.said()
+        assert "secret-word" not in worker.said()
 
 
 async def test_a_second_signal_ends_a_worker_at_once(
