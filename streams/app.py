@@ -335,6 +335,9 @@ class Worker:
                 await work()
         except TimeoutError:
             return False
+        except Exception as error:  # what fails now fails for the next owner too, who then says so by name
+            logger.error("stopping: %s", f"{type(error).__name__}: {error}")
+            return False
         return True
 
     async def _drain(self) -> None:
