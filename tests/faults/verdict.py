@@ -17,17 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import clickhouse_connect
 import numpy as np
 from aiokafka import TopicPartition
 from clickhouse_connect.driver import Client
 
-from schemas.clickhouse_dsn import database_of
+from schemas.clickhouse_dsn import connect_arguments, database_of, is_embedded
 from schemas.dead_letter import DeadLetter, Reason
 from schemas.detection import DetectionConfig
 from schemas.ids import split_position
 from schemas.settings import ClickHouseSettings, FlowTopic, LaneSettings, Settings
 from schemas.tables import DRIFT_EVENTS, EDGES_1M, WINDOWS, TableDeclaration
-from streams.clickhouse import connect
 from streams.dead_letters import decode_dead_letter
 from streams.kafka_clients import make_admin, make_consumer
 from streams.migrate import migrate
@@ -42,6 +42,7 @@ BLOCK_BYTES = 24 << 20
 EXPECTED = "expected"
 KEPT_DAYS = 3_650
 WINDOWS_LOOKED_INTO = 20
+QUERY_S = 3_600
 _COUNTED = ("lost", "duplicated_by_id", "raw_duplicates", "unexpected", "wrong_totals", "missed_gaps", "false_gaps")
 _OF_GRAPH = {Reason.STATE_MACHINE, Reason.FUTURE}
 
@@ -167,7 +168,7 @@ async def judge(settings: Settings, *, work: Path, sample_tenants: Sequence[str]
     try:
         await asyncio.to_thread(scratch.start)
         place = scratch.settings(EXPECTED)
-        client = await asyncio.to_thread(connect, place)
+        client = await asyncio.to_thread(_open, place)
         await asyncio.to_thread(migrate, client, EXPECTED, KEPT_DAYS)
         with run.timed("replay"):
             replayed = await _replay(run, place)
@@ -183,6 +184,13 @@ async def judge(settings: Settings, *, work: Path, sample_tenants: Sequence[str]
         await asyncio.to_thread(scratch.stop)
         shutil.rmtree(folder, ignore_errors=True)
     return run.verdict()
+
+
+def _open(settings: ClickHouseSettings) -> Client:
+    """Open a client that waits for long queries, as the product's do not."""
+    patience = {} if is_embedded(settings) else {"send_receive_timeout": QUERY_S}
+    client: Client = clickhouse_connect.get_client(**(connect_arguments(settings) | patience))
+    return client
 
 
 async def _look(settings: Settings) -> _Run:
@@ -275,7 +283,7 @@ def _hash(table: TableDeclaration) -> str:
 
 def _judge_clickhouse(run: _Run, replayed: Sequence[Replayed], expected: Client) -> None:
     """Compare the tables with what the replay says; windows and events that may be missing are left out."""
-    stored = connect(run.settings.clickhouse)
+    stored = _open(run.settings.clickhouse)
     sides = ((expected, EXPECTED), (stored, database_of(run.settings.clickhouse)))
     windows: set[Any] = set().union(*(part.pending_windows | part.tail_windows for part in replayed))
     events: set[Any] = set().union(*(part.pending_events | part.tail_events for part in replayed))
