@@ -1,4 +1,4 @@
-"""Replays schedules: ``python -m tests.simulation SEED [--until SEED] [--variant NAME] [--quiet]``."""
+"""Replays schedules: ``python -m tests.simulation SEED [--until SEED] [--variant NAME]``."""
 
 import argparse
 import sys

@@ -1,6 +1,5 @@
 """A simulated Kafka: logs, committed offsets, one consumer group. It holds facts; who may do what is decided here."""
 
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -45,10 +44,6 @@ class Log:
         """Delete what lies before ``start``."""
         self.start = max(self.start, start)
 
-    def first_at(self, timestamp_ms: int) -> int:
-        """Return the first offset of that time or later; times rise."""
-        return bisect_left(self.records, timestamp_ms, key=lambda record: record.timestamp_ms)
-
 
 class Broker:
     """All logs and the one group of all workers.
@@ -90,7 +85,3 @@ class Broker:
             return False
         self.committed.update(offsets)
         return True
-
-    def topic(self, name: str) -> list[Log]:
-        """Return a topic's partitions in order."""
-        return [log for (topic, _), log in sorted(self.logs.items()) if topic == name]

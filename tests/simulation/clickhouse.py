@@ -44,9 +44,8 @@ def fault(kind: str) -> Exception:
 class SimulatedClient:
     """What `PartitionWriter` uses of a clickhouse-connect client."""
 
-    server_settings: dict[str, Any] = {}
-
     def __init__(self, insert: Any) -> None:
+        self.server_settings: dict[str, Any] = {}
         self._insert = insert
 
     def insert_arrow(self, table: str, arrow: Any, database: str, settings: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import heapq
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 
 class _Timer:
@@ -23,8 +23,8 @@ class _Timer:
         self.is_cancelled = True
 
 
-class VirtualLoop(asyncio.AbstractEventLoop):
-    """Runs callbacks in the order they were called for, then jumps to the next timer.
+class VirtualLoop:
+    """The part of an event loop that our code and asyncio's own use; it runs callbacks in order, then jumps to a timer.
 
     Blocking work (`asyncio.to_thread`) runs on the spot. Context variables are not kept apart: nothing here uses them.
     """
@@ -50,14 +50,12 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return False
 
-    def call_soon(  # type: ignore[override]
-        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
-    ) -> _Timer:
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> _Timer:
         timer = _Timer(callback, args)
         self._ready.append(timer)
         return timer
 
-    def call_later(  # type: ignore[override]
+    def call_later(
         self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> _Timer:
         timer = _Timer(callback, args)
@@ -65,18 +63,18 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         heapq.heappush(self._timers, (self.now_s + delay, self._numbers, timer))
         return timer
 
-    def call_at(  # type: ignore[override]
+    def call_at(
         self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> _Timer:
         return self.call_later(when - self.now_s, callback, *args)
 
     def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
+        return asyncio.Future(loop=cast(Any, self))
 
-    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:  # type: ignore[override]
-        return asyncio.Task(coro, loop=self, **options)
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        return asyncio.Task(coro, loop=cast(Any, self), **options)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
         """Run it now; `Died` leaves the caller waiting for ever, as it is no more."""
         future = self.create_future()
         try:
@@ -97,7 +95,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def run_until(self, end_s: float) -> None:
         """Run everything that is due until then."""
         running = events._get_running_loop()
-        events._set_running_loop(self)
+        events._set_running_loop(cast(Any, self))
         ready, timers = self._ready, self._timers
         try:
             while True:
@@ -119,7 +117,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def spawn(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Start a task from outside the loop."""
-        return asyncio.Task(coro, loop=self)
+        return asyncio.Task(coro, loop=cast(Any, self))
 
 
 class Died(BaseException):

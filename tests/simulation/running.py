@@ -1,5 +1,6 @@
 """Runs schedules for tests, the command line and the benchmark."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tests.simulation.scenario import Scenario, draw
@@ -42,10 +43,11 @@ def calm(seed: int) -> Scenario:
         append_time=drawn.append_time,
         fetch_s=2.0,
         learning_windows=drawn.learning_windows,
+        checkpoint_every_ms=5_000,
         heal_s=drawn.heal_s,
     )
 
 
-def crashing(scenario: Scenario, crashes: dict[int, str], recrash: list[tuple[int, str]]) -> Scenario:
+def crashing(scenario: Scenario, crashes: dict[int, str], recrash: Sequence[tuple[int, str]] = ()) -> Scenario:
     """Return the schedule with other crashes."""
-    return replace(scenario, crashes=crashes, recrash=recrash)
+    return replace(scenario, crashes=crashes, recrash=list(recrash))

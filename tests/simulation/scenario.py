@@ -5,15 +5,15 @@ import random
 from dataclasses import dataclass, field
 
 EPOCH_MS = 1_763_850_000_000
-WINDOW_MS = 12_000
+WINDOW_MS = 8_000
 LATENESS_MS = 15_000
-"""More than a fetch may be old (10 s) plus the producers' disorder and the workers' skew: a prompt row is never late."""
+"""More than a fetch may be old (10 s) plus the producers' disorder and workers' skew: a prompt row is never late."""
 IDLE_MS = 4_000
 SKEW_MS = 5_000
 MAX_WAIT_MS = 60_000
 DISORDER_S = 3.0
 WORKER_SKEW_MS = 500
-PRODUCE_S = 20.0
+PRODUCE_S = 14.0
 SETTLE_S = 150.0
 """From the last fault on, silence closes every window within less than this."""
 RESTART_S = 24.0
@@ -62,7 +62,7 @@ class Scenario:
     """Input and faults of one schedule. Times in seconds of true time from the start.
 
     Attributes:
-        crashes: effect number to when it strikes: ``before``, ``after`` or ``wire`` (dead, but the request still lands).
+        crashes: effect number to when it strikes: ``before``, ``after`` or ``wire`` (dead, the request still lands).
         recrash: so many effects after the restart of a crashed worker the next one strikes.
         zombies: (from, until, worker): its partitions are given away and it does not know.
         rebalances: times at which partitions move.
@@ -94,6 +94,7 @@ class Scenario:
     accept_loss: bool = False
     incarnation_s: float | None = None
     learning_windows: int = 0
+    checkpoint_every_ms: int = 14_000
     skews_ms: tuple[int, int] = (0, 0)
     heal_s: float = PRODUCE_S
     real_rows: bool = False
@@ -132,7 +133,7 @@ class _Input:
     def prompt(self, at_s: float, tenant_number: int | None = None) -> tuple[str, Row]:
         """Draw a row that must be on time."""
         rng = self._rng
-        known = ("b", "c", "d") if at_s > 10.0 else ("b", "c")
+        known = ("b", "c", "d") if at_s > 7.0 else ("b", "c")
         tenant = self._tenants[rng.random() < 0.4 if tenant_number is None else tenant_number]
         return self.row(at_s, max(0.0, at_s - rng.random() * DISORDER_S), PROMPT, rng.choice(known), tenant)
 
@@ -146,17 +147,17 @@ class _Input:
 def _messages(
     rng: random.Random, source: _Input, tenants: tuple[str, str], count: int, stops_s: float | None
 ) -> list[Message]:
-    first_s, last_s = 1.0 + rng.random() * 5.0, 13.0 + rng.random() * 6.0  # two windows are open, whatever is drawn
+    first_s, last_s = 1.0 + rng.random() * 3.0, 11.5 + rng.random() * 2.0  # two windows are open, whatever is drawn
     times = sorted([first_s, last_s, *(rng.random() * PRODUCE_S for _ in range(count - 2))])
     surest = {times.index(first_s): 0, times.index(last_s): 1}
     if stops_s is not None:
         times = [at if at < stops_s else at + RESTART_S for at in times]
     elif rng.random() < 0.4:  # a phase in which nobody says anything
-        gap_from = rng.random() * 8.0 + 4.0
+        gap_from = rng.random() * 5.0 + 4.0
         times = [at if at < gap_from else at + 8.0 for at in times]
     messages = []
     silent = rng.randrange(SOURCES) if rng.random() < 0.3 else None  # one partition falls idle, or never has a word
-    silent_from = rng.choice((0.0, 8.0))
+    silent_from = rng.choice((0.0, 6.0))
     for number, at_s in enumerate(times):
         partition = number if number < SOURCES else rng.randrange(SOURCES)
         if partition == silent and at_s >= silent_from:
@@ -185,7 +186,7 @@ def _messages(
         dead = (0,) if rows[0].fate == DEAD else ()
         messages.append(Message(at_s, partition, value.encode(), rows, dead))
     for _ in range(rng.choice((0, 1, 1, 2))):  # a call that both ends report, one after the other
-        at_s, later_s = rng.random() * (PRODUCE_S - 6.0), rng.random() * 2.5
+        at_s, later_s = rng.random() * (PRODUCE_S - 4.0), rng.random() * 2.5
         at_s += RESTART_S if stops_s is not None and at_s > stops_s - 2.5 else 0.0
         partition, tenant = rng.randrange(SOURCES), tenants[rng.random() < 0.5]
         for side, when_s in (("client", at_s), ("server", at_s + later_s)):
@@ -200,17 +201,18 @@ def draw(seed: int) -> Scenario:
     rng = random.Random(seed)
     tenants = rng.choice(TENANT_PAIRS)
     source = _Input(rng, tenants, with_latency=seed % 4 == 0)
-    stops_s = 6.0 + rng.random() * 8.0 if rng.random() < 0.08 else None
-    scenario = Scenario(seed, _messages(rng, source, tenants, rng.randrange(5, 8), stops_s), incarnation_s=stops_s)
+    stops_s = 5.0 + rng.random() * 5.0 if rng.random() < 0.08 else None
+    scenario = Scenario(seed, _messages(rng, source, tenants, rng.randrange(4, 7), stops_s), incarnation_s=stops_s)
     scenario.skews_ms = (rng.randrange(-WORKER_SKEW_MS, WORKER_SKEW_MS), rng.randrange(-WORKER_SKEW_MS, WORKER_SKEW_MS))
     scenario.append_time = rng.random() < 0.3
     scenario.max_record_bytes = 400 if rng.random() < 0.15 else scenario.max_record_bytes
-    scenario.fetch_s = rng.choice((2.0, 6.0, 10.0))
+    scenario.fetch_s = rng.choice((2.0, 5.0, 8.0))
     scenario.learning_windows = rng.choice((0, 0, 1))
+    scenario.checkpoint_every_ms = rng.choice((4_000, 8_000, 14_000))
     scenario.real_rows = seed % 16 == 5
     if rng.random() < 0.2:
         value = json.dumps({"learning_windows": rng.randrange(3)}).encode()
-        scenario.controls.append((rng.random() * 14.0, f"{tenants[0]}:tenant-settings:x".encode(), value))
+        scenario.controls.append((rng.random() * 9.0, f"{tenants[0]}:tenant-settings:x".encode(), value))
     _draw_faults(rng, scenario)
     return scenario
 
@@ -220,8 +222,8 @@ def _draw_faults(rng: random.Random, scenario: Scenario) -> None:
         from_s = rng.random() * latest_s
         return from_s, from_s + 1.0 + rng.random() * longest_s
 
-    for _ in range(rng.choice((0, 1, 1, 2, 3))):
-        scenario.crashes[rng.randrange(1, 70)] = rng.choice(("before", "after", "after", "wire"))
+    for _ in range(rng.choice((0, 1, 2, 2, 3))):
+        scenario.crashes[rng.randrange(1, rng.choice((40, 120)))] = rng.choice(("before", "after", "after", "wire"))
     for _ in range(rng.choice((0, 0, 1))):
         scenario.recrash.append((rng.randrange(1, 15), rng.choice(("before", "after", "wire"))))
     if rng.random() < 0.3:
@@ -234,7 +236,7 @@ def _draw_faults(rng: random.Random, scenario: Scenario) -> None:
     if stalls < 0.25:
         scenario.stalls.append((*span(18.0), rng.randrange(SOURCES)))
     elif stalls < 0.4:  # so long that a window would close without what waits
-        scenario.stalls.append((rng.random() * 8.0, 29.0 + rng.random() * 8.0, rng.randrange(SOURCES)))
+        scenario.stalls.append((rng.random() * 4.0, 25.0 + rng.random() * 6.0, rng.randrange(SOURCES)))
     if rng.random() < 0.5:
         scenario.produce_faults = (rng.random() * 0.06, rng.random() * 0.06, rng.random() * 0.03)
     if rng.random() < 0.5:
@@ -245,7 +247,7 @@ def _draw_faults(rng: random.Random, scenario: Scenario) -> None:
     if special < 0.08:
         scenario.pauses.append((*span(10.0), rng.randrange(SOURCES)))
     elif special < 0.18:
-        scenario.truncations.append((4.0 + rng.random() * 14.0, rng.randrange(SOURCES), rng.choice((0.5, 1.0))))
+        scenario.truncations.append((3.0 + rng.random() * 10.0, rng.randrange(SOURCES), rng.choice((0.5, 1.0))))
         scenario.accept_loss = rng.random() < 0.5
         if rng.random() < 0.7:  # so that something is unread when retention comes
             at_s, partition, _ = scenario.truncations[0]

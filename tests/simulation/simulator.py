@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 
@@ -17,7 +18,6 @@ from schemas.ids import end_position
 from schemas.settings import FlowTopic
 from schemas.tables import DRIFT_EVENTS, EDGES_1M, WINDOWS, TableDeclaration
 from schemas.tenant_log import LaneConfig, Member
-from streams.ingest import readers as reading
 from streams.ingest.chain import encode_segments
 from streams.sinks.rows import Rows, RowsOf, drift_rows, graph_rows
 from tests.simulation import process as shell
@@ -30,8 +30,8 @@ from tests.simulation.scenario import (
     LATENESS_MS,
     MAX_WAIT_MS,
     PARTITIONS,
-    SKEW_MS,
     SETTLE_S,
+    SKEW_MS,
     SOURCES,
     WINDOW_MS,
     Message,
@@ -431,11 +431,8 @@ def small_records(max_bytes: int) -> Iterator[None]:
     if max_bytes >= 512 * 1024:
         yield
         return
-    reading.encode_segments = partial(encode_segments, max_bytes=max_bytes)  # type: ignore[assignment]
-    try:
+    with patch("streams.ingest.readers.encode_segments", partial(encode_segments, max_bytes=max_bytes)):
         yield
-    finally:
-        reading.encode_segments = encode_segments
 
 
 def _raw(table: TableDeclaration, value: bytes) -> Rows:

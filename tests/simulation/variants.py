@@ -265,9 +265,7 @@ VARIANTS = _by_name(
     [
         Variant("offset-committed-before-every-target", ingest=_CommitsEarly),
         Variant("no-coordinate-filter", applied=lambda: _machine(_FiltersNothing)),
-        Variant(
-            "offset-without-index", applied=lambda: patch("streams.ingest.columns.positions_of", _offset_alone)
-        ),
+        Variant("offset-without-index", applied=lambda: patch("streams.ingest.columns.positions_of", _offset_alone)),
         Variant("manifest-before-chunks", checkpoints=_ManifestFirst),
         Variant("events-after-manifest", partition=_EventsLast),
         Variant("statement-before-its-rows", ingest=_StatesEarly),

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 from models.graph.machine import Machine
 from models.graph.output import Output
-from models.graph.snapshot import restore, take
-from schemas.drift import DriftEvent
 from schemas.errors import DriftError, LossDetected
 from schemas.graph import chunk_window, decode_chunk, encode_chunk
 from schemas.ids import end_position, position_of
@@ -342,7 +340,6 @@ def _input(sim: Simulator, verdict: Verdict) -> tuple[list[Row], set[str], set[s
     in_log: list[set[tuple[int, int]]] | None = None
     gone = 0
     for number, partition, offset, message in sim.pushed:
-        era = sim.eras[number]
         is_last = number == len(sim.eras) - 1
         is_certain = is_last and not any(p == partition and a <= offset < b for p, a, b in sim.truncated)
         keys = {f"{shell.FLOWS}:{partition}:{offset}:{0xFFFFF if index < 0 else index}" for index in message.dead}
@@ -354,13 +351,10 @@ def _input(sim: Simulator, verdict: Verdict) -> tuple[list[Row], set[str], set[s
         if in_log is None:
             in_log = [_positions_in(sim.eras[n], is_last=n == len(sim.eras) - 1) for n in range(len(sim.eras))]
         there = [
-            row
-            for index, row in enumerate(message.rows)
-            if (partition, position_of(offset, index)) in in_log[number]
+            row for index, row in enumerate(message.rows) if (partition, position_of(offset, index)) in in_log[number]
         ]
         gone += len(message.rows) - len(there) if is_last else 0
         rows += [row for row in there if row.fate != DEAD]
-        _ = era
     if gone and not _loss_marks(sim):
         verdict.missed_gaps += gone
         verdict.notes.append(f"{gone} rows were deleted unread and nobody said so")
@@ -411,13 +405,3 @@ def _check_gaps(sim: Simulator, verdict: Verdict) -> None:
         elif not sim.truncated or what == "crashes":
             verdict.false_gaps += 1
             verdict.notes.append(f"{what}: {error}")
-
-
-def snapshot_is_stable(machine: Machine) -> bool:
-    """Say whether a state taken apart and put together is itself."""
-    chunks = dict(take(machine, everything=True))
-    again = dict(take(restore({name: chunk for name, chunk in chunks.items() if chunk is not None}), everything=True))
-    return chunks == again
-
-
-__all__ = ["DriftEvent", "Verdict", "judge", "snapshot_is_stable"]
