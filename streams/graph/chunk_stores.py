@@ -14,7 +14,7 @@ from aiokafka import TopicPartition
 from streams.graph.checkpoint_search import LogReader, StoredRecord
 from streams.producing import AcknowledgedProducer
 
-READ_AT_ONCE = 4
+READ_AT_ONCE = 8
 """Partitions of the state topic that are read side by side."""
 REMOVED_AT_ONCE = 100
 POLL_MS = 500

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiokafka import TopicPartition
 
-from streams.graph.chunk_stores import REMOVED_AT_ONCE, FileChunkStore, KafkaChunkStore
+from streams.graph.chunk_stores import READ_AT_ONCE, REMOVED_AT_ONCE, FileChunkStore, KafkaChunkStore
 
 
 async def test_a_write_that_was_cut_short_is_no_value_and_is_cleared_away(tmp_path: Path) -> None:
@@ -106,4 +106,4 @@ async def test_removals_go_side_by_side_and_reads_a_few_at_a_time() -> None:
     await store.remove(0, [f"k@{n}" for n in range(250)])
     assert len(topic.records) == 250 and topic.most_sending == REMOVED_AT_ONCE
     await asyncio.gather(*(store.read_all(partition) for partition in range(12)))
-    assert topic.most_reading == 4 and topic.reading == 0
+    assert topic.most_reading == READ_AT_ONCE and topic.reading == 0
