@@ -20,7 +20,10 @@ UNSET = "-"
 NO_NUMBER = -2
 _TOO_LARGE = 1 << 62
 _NAN = float("nan")
-_JSON_STARTS = frozenset(b"{[")
+_BOM = b"\xef\xbb\xbf"
+_JSON_STARTS = list(b"{[")
+_UNTOLD = list(b"\xef \t\r\n")
+"""First bytes behind which either kind may stand: a byte order mark, space."""
 _NOT_TEXT = frozenset("{[\0\ufeff")
 
 
@@ -47,7 +50,9 @@ LINES = Reading((line_of,))
 def runs_by_kind(values: Sequence[bytes]) -> Iterator[tuple[bool, int, int]]:
     """Return stretches of messages of one kind, as (is JSON, first, behind the last)."""
     heads = np.frombuffer(bytes([value[0] if value else 0 for value in values]), dtype=np.uint8)
-    is_json = np.isin(heads, list(_JSON_STARTS))
+    is_json = np.isin(heads, _JSON_STARTS)
+    for number in np.flatnonzero(np.isin(heads, _UNTOLD)).tolist():
+        is_json[number] = values[number].removeprefix(_BOM).lstrip()[:1] in (b"{", b"[")
     borders = [0, *(np.flatnonzero(np.diff(is_json)) + 1).tolist(), len(values)]
     for start, stop in pairwise(borders):
         if stop > start:
