@@ -35,7 +35,7 @@ class Injected:
     Attributes:
         at_s: since the load began. victim: worker, or what it was about.
         reported_s: from the fault until every partition of the victim had reported an edge sent after it.
-        well_s: until every partition of all reported one within `PROMPT_S`; ``None``: not within the deadline.
+        well_s: until every partition of all reported one promptly; ``None``: not within the deadline.
         lasted_s: of a fault that goes on for a while.
     """
 
@@ -71,6 +71,7 @@ class Choreography:
     """Carries out a plan.
 
     Attributes:
+        prompt_s: how soon each partition must report a new edge for all to be well; ``None``: whenever it does.
         injected: what was done, in order. problems: what should not have happened, in words.
     """
 
@@ -79,6 +80,7 @@ class Choreography:
     disks: Disks
     seed: int
     say: Callable[[str], None]
+    prompt_s: float | None = PROMPT_S
     injected: list[Injected] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -127,11 +129,11 @@ class Choreography:
         def look() -> bool:
             if fault.reported_s is None and observer.reported_since(since_s) >= mine:
                 fault.reported_s = round(time.time() - since_s, 2)
-            return observer.reported_since(since_s, PROMPT_S) >= everyone or time.time() > end
+            return observer.reported_since(since_s, self.prompt_s) >= everyone or time.time() > end
 
         await self.cluster.until(look, f"{fault.kind}: all is well again", 2 * WELL_DEADLINE_S)
         if time.time() > end:
-            silent = sorted(everyone - observer.reported_since(since_s, PROMPT_S))
+            silent = sorted(everyone - observer.reported_since(since_s, self.prompt_s))
             self.problems.append(
                 f"{fault.kind} at {fault.at_s} s: partitions {silent} not well after {end - since_s} s"
             )

@@ -1,6 +1,7 @@
 """The processes of the fault tests: workers and the load, started, killed, frozen and brought back by their own pid."""
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -35,6 +36,8 @@ WINDOW_MS, LATENESS_MS, LEARNING_WINDOWS = 10_000, 5_000, 2
 SESSION_MS = 6_000
 """The least that a broker allows: how long the partitions of a killed worker stay with the dead."""
 LOOK_S = 0.1
+_PR_SET_PDEATHSIG = 1
+_NO_KAFKA = "drift: no Kafka at "
 
 
 def settings_of(name: str, bootstrap: str, partitions: int, clickhouse: ClickHouseSettings) -> Settings:
@@ -83,6 +86,12 @@ def memory_bytes(pid: int) -> int:
     return 0
 
 
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it has ended, however it did (Linux)."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class WorkerProcess:
     """One `drift worker`, known to the brokers by its name.
 
@@ -125,6 +134,7 @@ class WorkerProcess:
                 cwd=ROOT,
                 env=self._environment,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def kill(self) -> None:
@@ -162,20 +172,32 @@ class WorkerProcess:
 
 @dataclass
 class Supervisor:
-    """Starts workers again that ended by themselves, as an operator's would, and keeps why they did."""
+    """Starts workers again that ended by themselves, as an operator's would, and keeps why they did.
+
+    Attributes:
+        ended: why, where they should not have. without_kafka: how often one that was just started found no broker.
+    """
 
     workers: list[WorkerProcess]
     ended: list[str] = field(default_factory=list)
+    without_kafka: int = 0
 
     async def watch(self) -> None:
         """Watch until cancelled."""
         while True:
             for worker in self.workers:
                 if worker.wanted and worker.starts and worker.pid is None:
-                    if not worker.killed:
-                        self.ended.append(f"{worker.name} ended by itself ({worker.code}): {last_lines(worker.log, 2)}")
+                    self._note(worker)
                     worker.start()
             await asyncio.sleep(LOOK_S)
+
+    def _note(self, worker: WorkerProcess) -> None:
+        if worker.killed:
+            return
+        if last_lines(worker.log, 1).startswith(_NO_KAFKA):
+            self.without_kafka += 1  # as it should: it says so in one line and ends
+        else:
+            self.ended.append(f"{worker.name} ended by itself ({worker.code}): {last_lines(worker.log, 2)}")
 
 
 class LoadProcess:

@@ -16,6 +16,7 @@ from tests.faults.clickhouse_front import ClickHouseFront
 from tests.faults.cluster import HEAP_MB, Cluster, ForeignBroker, Size, running_cluster
 from tests.faults.disks import NoSmallDisk, SmallDisk
 from tests.faults.load import Ledger, read_ledger
+from tests.faults.observer import PROMPT_S
 from tests.faults.plan import Plan
 from tests.faults.verdict import Verdict, judge
 
@@ -96,12 +97,14 @@ async def run(
     disk_bytes: dict[str, int],
     say: Callable[[str], None],
     bootstrap: str | None = None,
+    prompt_s: float | None = PROMPT_S,
 ) -> Outcome:
     """Run for ``seconds`` of load at least; see the module.
 
     Args:
         cache: of Apache Kafka's class path. make: the plan, given the disks that can be had.
         disk_bytes: sizes of small disks by role. bootstrap: a broker of others instead of one of our own.
+        prompt_s: see `Choreography`.
     """
     outcome = Outcome(size, [], [])
     with ExitStack() as stack:
@@ -112,7 +115,7 @@ async def run(
         own = KafkaBroker(folder / "kafka", cache=cache, heap_mb=HEAP_MB)
         broker = own if bootstrap is None else ForeignBroker(bootstrap)
         async with running_cluster(folder, size, front, broker, temporary) as cluster:
-            choreography = Choreography(cluster, plan, disks, size.seed, say)
+            choreography = Choreography(cluster, plan, disks, size.seed, say, prompt_s)
             outcome.injected, outcome.problems = choreography.injected, choreography.problems
             everyone = set(cluster.observer.seen)
             took = await cluster.until(
@@ -161,6 +164,8 @@ async def _drain(cluster: Cluster, outcome: Outcome, say: Callable[[str], None])
     outcome.problems += [f"{w.name} ended with {c}" for w, c in zip(cluster.workers, codes, strict=True) if c]
     outcome.ended = cluster.supervisor.ended
     outcome.problems += outcome.ended
+    if cluster.supervisor.without_kafka:
+        outcome.notes.append(f"{cluster.supervisor.without_kafka} starts of workers found no broker, and said so")
     stored = await asyncio.to_thread(_query, settings, _BY_EDGE)
     outcome.wrong_edges = wrong_edges(ledger, stored)
     outcome.memory_max, outcome.lag_max = dict(observer.memory_max), dict(observer.lag_max)
