@@ -18,7 +18,7 @@ from schemas.errors import ConfigurationError
 from schemas.ids import stable_hash64
 from schemas.settings import Settings
 from schemas.topics import HEADER_LANE, HEADER_ORIGIN
-from streams.dead_letter_topic import Found, ProgressCallback, consuming, read_at, topic_counts
+from streams.dead_letter_topic import Found, ProgressCallback, consuming, log_range, read_at, topic_counts
 from streams.dead_letters import decode_dead_letter, unreplayable
 from streams.idempotence import supports_idempotence
 from streams.ingest.lanes import REPLAY_PREFIX, read_header
@@ -191,10 +191,7 @@ async def _anew(
         first = end = 0
         if partition < counts.get(topic, 0):
             where = TopicPartition(topic, partition)
-            first, end = (
-                (await consumer.beginning_offsets([where]))[where],
-                (await consumer.end_offsets([where]))[where],
-            )
+            first, end = await log_range(consumer, where)
             batch: list[_Record] = []
             size = 0
             async for record in read_at(consumer, where, [o for o in sorted(by_offset) if first <= o < end]):

@@ -194,6 +194,7 @@ async def _read_all(
     for tp in left:
         consumer.seek(tp, firsts[tp])
     silent_s = 0.0
+    settled: set[TopicPartition] = set()
     while left:
         fetched = await consumer.getmany(*left, timeout_ms=POLL_MS)
         silent_s = 0.0 if fetched else silent_s + POLL_MS / 1000
@@ -201,9 +202,12 @@ async def _read_all(
             raise ConfigurationError(f"{min(left).topic}: the broker gives nothing more, {total - read} messages short")
         for tp, records in fetched.items():
             for record in records:
-                if record.offset < ends[tp]:
-                    yield record
+                yield record
             read += len(records)
+            if tp not in settled:  # Tansu names the last batch's first offset as the end: the fetch knows better
+                settled.add(tp)
+                more = max(ends[tp], consumer.highwater(tp) or 0) - ends[tp]
+                ends[tp], total = ends[tp] + more, total + more
         if progress is not None:
             progress(min(read, total), total)
         left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
@@ -257,11 +261,22 @@ async def read_letter(settings: Settings, source: str) -> tuple[DeadLetter, int,
     return found[list(found)[-1]] if found else None
 
 
+async def log_range(consumer: Any, where: TopicPartition) -> tuple[int, int]:
+    """Return the first offset of a partition's log and the offset behind its last record."""
+    first, end = (await consumer.beginning_offsets([where]))[where], (await consumer.end_offsets([where]))[where]
+    if end > first:  # a fetch says it as well, and right on Tansu too, which names the last batch's first offset
+        consumer.assign([where])
+        consumer.seek(where, end - 1)
+        await consumer.getmany(where, timeout_ms=POLL_MS)
+        end = max(end, consumer.highwater(where) or 0)
+    return first, end
+
+
 async def read_at(consumer: Any, where: TopicPartition, offsets: Sequence[int]) -> AsyncIterator[Any]:
     """Yield the records at rising offsets of one partition; those that are not there are left out."""
     if not offsets:
         return
-    end = (await consumer.end_offsets([where]))[where]
+    _, end = await log_range(consumer, where)
     consumer.assign([where])
     wanted = deque(offsets)
     at, silent_s = -1, 0.0
