@@ -11,7 +11,7 @@ from typing import Self
 import msgspec
 
 LOGIC_VERSION = 1
-"""Latest version that this code can run. Raise it with any change of what the same log brings about (docs/adr/0007)."""
+"""Latest version that this code can run. Raise it with any change of what the same log brings about (docs/adr/0008)."""
 UNDECIDED = 0
 """Of a state that has applied nothing: the first record's version is in force."""
 SETTLE_MS = 60_000
