@@ -275,6 +275,12 @@ class JsonRecords:
             return split(values[message])
 
         def payload(message: int, record: int) -> bytes:
-            return values[message] if single or len(pieces(message)) == 1 else pieces(message)[record]
+            if single:
+                return values[message]
+            try:
+                found = pieces(message)
+            except Refusal:  # a record was read all the same: it is the whole message
+                return values[message]
+            return found[record] if len(found) > 1 else values[message]
 
         return payload

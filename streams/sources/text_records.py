@@ -39,7 +39,7 @@ def line_of(value: bytes) -> str:
         UnicodeDecodeError: it is no UTF-8.
     """
     text = value.decode().strip(" \r\n")
-    if not text or text[0] in _NOT_TEXT or "\n" in text:
+    if not text or text[0] in _NOT_TEXT or "\n" in text or text.isspace():
         raise NotOneLine("not a line of text" if text else "the message is empty")
     return text
 

@@ -210,6 +210,13 @@ def test_what_is_no_record_is_one_dead_letter(name: str, value: bytes, reason: R
     assert bad.index in (0, WHOLE_MESSAGE)
 
 
+@pytest.mark.parametrize("blank", [b"\t", b" \t\n", b"\x0b", "\u2003".encode()])
+def test_blank_text_beside_other_messages_is_a_dead_letter(blank: bytes) -> None:
+    decoded = source_format("aws-vpc").decode([AWS.encode(), blank, b"", AWS.encode()])
+    assert [int(message) for message in decoded.runs[0].message] == [0, 3]
+    assert sorted(bad.message for bad in decoded.rejected) == [1, 2]
+
+
 def test_too_many_records_of_a_message_are_refused() -> None:
     message = b"[" + b",".join([b"{}"] * (MAX_RECORDS_PER_MESSAGE + 1)) + b"]"
     (bad,) = source_format("suricata-eve").decode([message]).rejected
