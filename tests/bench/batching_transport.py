@@ -13,6 +13,7 @@ import resource
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -94,6 +95,7 @@ def _app(bootstrap: str, **options: object) -> object:
         broker_session_timeout=10,
         broker_rebalance_timeout=6,
         web_enabled=False,
+        datadir=tempfile.gettempdir(),
         topic_disable_leader=True,
         table_standby_replicas=0,
         **options,

@@ -270,6 +270,7 @@ def _faust_app(settings: Settings) -> Any:
         table_standby_replicas=0,
         web_enabled=False,
         store="memory://",
+        datadir=tempfile.gettempdir(),
     )
 
 

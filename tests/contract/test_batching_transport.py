@@ -7,6 +7,7 @@ import functools
 import inspect
 import itertools
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -81,6 +82,7 @@ class Worker:
             topic_disable_leader=True,
             table_standby_replicas=0,
             web_enabled=False,
+            datadir=tempfile.gettempdir(),
         )
         use_batching(self.app, [topic], fetch_max_wait_ms=200, **options)
 

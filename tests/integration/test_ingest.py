@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -64,6 +65,7 @@ async def ingesting(settings: Settings) -> AsyncIterator[tuple[IngestAgents, Met
         topic_disable_leader=True,
         web_enabled=False,
         store="memory://",
+        datadir=tempfile.gettempdir(),
     )
     metrics = Metrics()
     ingest = register_ingest(app, settings, counts, AcknowledgedProducer(producer, metrics), metrics, SystemClock())

@@ -5,6 +5,7 @@ import base64
 import json
 import logging
 import socketserver
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -355,6 +356,7 @@ async def _consume_by_faust(settings: KafkaSettings, topic: str) -> bytes:
         **faust_broker(settings),
         store="memory://",
         web_enabled=False,
+        datadir=tempfile.gettempdir(),
         topic_disable_leader=True,
         topic_allow_declare=False,
     )

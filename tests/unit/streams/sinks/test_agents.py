@@ -1,6 +1,7 @@
 """A sink waits for a ClickHouse that is away; it neither stops the worker nor blocks the event loop."""
 
 import asyncio
+import tempfile
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +38,7 @@ async def test_a_sink_waits_until_clickhouse_can_be_reached(monkeypatch: pytest.
         raise AssertionError
 
     metrics = Metrics()
-    app = faust.App("sink-test", broker="kafka://127.0.0.1:1", web_enabled=False)
+    app = faust.App("sink-test", broker="kafka://127.0.0.1:1", web_enabled=False, datadir=tempfile.gettempdir())
     sink = SinkAgent(app, "drift-events", lambda value: None, connect, "drift", no_poison, metrics)  # type: ignore[arg-type,return-value]
     assert await sink._connected() == "client"
     assert len(waits) == 2 and waits[1] > waits[0]
@@ -68,7 +69,7 @@ async def test_a_batch_that_cannot_be_read_is_kept_as_a_dead_letter_before_its_o
         )
 
     monkeypatch.setattr(agents, "commit", commit)
-    app = faust.App("sink-test-2", broker="kafka://127.0.0.1:1", web_enabled=False)
+    app = faust.App("sink-test-2", broker="kafka://127.0.0.1:1", web_enabled=False, datadir=tempfile.gettempdir())
     app.consumer_generation_id = 1
     sink = SinkAgent(app, "t", lambda value: None, lambda: None, "drift", keep, Metrics())  # type: ignore[arg-type,return-value]
     sink._writers[0] = Writer()  # type: ignore[assignment]
@@ -106,7 +107,7 @@ async def test_a_sink_that_waits_for_clickhouse_holds_up_no_other_agent(monkeypa
         raise AssertionError
 
     monkeypatch.setattr(agents, "commit", commit)
-    app = faust.App("sink-test-3", broker="kafka://127.0.0.1:1", web_enabled=False)
+    app = faust.App("sink-test-3", broker="kafka://127.0.0.1:1", web_enabled=False, datadir=tempfile.gettempdir())
     app.consumer_generation_id = 1
     sink = SinkAgent(app, "t", lambda value: None, lambda: None, "drift", no_poison, Metrics())  # type: ignore[arg-type,return-value]
     sink._writers[0] = Writer()  # type: ignore[assignment]
@@ -119,7 +120,7 @@ async def test_a_sink_that_waits_for_clickhouse_holds_up_no_other_agent(monkeypa
 
 
 async def test_what_waits_is_dropped_when_partitions_are_assigned_anew() -> None:
-    app = faust.App("sink-test-4", broker="kafka://127.0.0.1:1", web_enabled=False)
+    app = faust.App("sink-test-4", broker="kafka://127.0.0.1:1", web_enabled=False, datadir=tempfile.gettempdir())
     sink = SinkAgent(app, "t", None, None, "drift", None, Metrics())  # type: ignore[arg-type]
     budget = Budget(100, 1, lambda: None)
     none: list[Any] = []
