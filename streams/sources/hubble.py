@@ -7,167 +7,45 @@ Source: cilium api/v1/flow/flow.proto, api/v1/observer/observer.proto, pkg/hubbl
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN, Port
+from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Words, coded_words, integers
 from streams.sources.envelopes import in_envelope
 from streams.sources.format import LossSignal
+from streams.sources.hubble_records import Endpoint, Event, Flow, Ip, Layer4, Layer7, Other, Ports, Service
 from streams.sources.identity import UNNAMED, Naming, address, bounded, code_names, outside, owner_of, workload
-from streams.sources.json_records import FAILURES, Reading
+from streams.sources.json_records import Reading
 from streams.sources.orientation import CLIENT_IS_DST, CLIENT_IS_SRC, NOT_SAID, client_is_dst, server_port
 from streams.sources.times import iso_ms
 from streams.sources.typed import Batch, TypedFormat, lax, mask_of
-
-Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
-
-
-class _Workload(msgspec.Struct, gc=False):
-    name: str = ""
-    kind: str = ""
-
-
-class _Endpoint(msgspec.Struct, gc=False):
-    namespace: str = ""
-    pod_name: str = ""
-    workloads: tuple[_Workload, ...] = ()
-    labels: tuple[str, ...] = ()
-    cluster_name: str = ""
-
-
-class _Service(msgspec.Struct, gc=False):
-    name: str = ""
-    namespace: str = ""
-
-
-class _Ip(msgspec.Struct, gc=False):
-    source: str = ""
-    destination: str = ""
-
-
-class _TcpFlags(msgspec.Struct, gc=False):
-    SYN: bool = False
-    ACK: bool = False
-    RST: bool = False
-
-
-class _Ports(msgspec.Struct, gc=False):
-    source_port: Port | None = None
-    destination_port: Port | None = None
-    flags: _TcpFlags | None = None
-
-
-class _Icmp(msgspec.Struct, gc=False):
-    type: int = 0
-
-
-class _Layer4(msgspec.Struct, gc=False):
-    TCP: _Ports | None = None
-    UDP: _Ports | None = None
-    SCTP: _Ports | None = None
-    ICMPv4: _Icmp | None = None
-    ICMPv6: _Icmp | None = None
-
-
-class _Http(msgspec.Struct, gc=False):
-    code: int | None = None
-
-
-class _Dns(msgspec.Struct, gc=False):
-    rcode: int | str | None = None
-
-
-class _Kafka(msgspec.Struct, gc=False):
-    error_code: int | None = None
-
-
-class _Layer7(msgspec.Struct, gc=False):
-    type: str = ""
-    latency_ns: Count | None = None
-    http: _Http | None = None
-    dns: _Dns | None = None
-    kafka: _Kafka | None = None
-
-
-class Flow(msgspec.Struct, gc=False):
-    """What is used of a flow."""
-
-    time: str | None = None
-    verdict: str | None = None
-    drop_reason_desc: str | None = None
-    IP: _Ip | None = None
-    l4: _Layer4 | None = None
-    l7: _Layer7 | None = None
-    source: _Endpoint | None = None
-    destination: _Endpoint | None = None
-    source_names: tuple[str, ...] = ()
-    destination_names: tuple[str, ...] = ()
-    source_service: _Service | None = None
-    destination_service: _Service | None = None
-    is_reply: bool | None = None
-    reply: bool | None = None
-    traffic_direction: str | None = None
-    node_name: str | None = None
-
-
-class Event(msgspec.Struct, gc=False):
-    """A record that holds a flow."""
-
-    flow: Flow
-    node_name: str | None = None
-    time: str | None = None
-
-
-class _LostEvents(msgspec.Struct, gc=False):
-    source: str = "UNKNOWN"
-    num_events_lost: Count | None = None
-
-
-class _NodeStatus(msgspec.Struct, gc=False):
-    state_change: str = "UNKNOWN"
-    node_names: tuple[str, ...] = ()
-
-
-class _Unread(msgspec.Struct, gc=False):
-    """An object whose fields do not matter."""
-
-
-class _Other(msgspec.Struct, gc=False):
-    flow: msgspec.Raw = msgspec.Raw()
-    lost_events: _LostEvents | None = None
-    node_status: _NodeStatus | None = None
-    agent_event: _Unread | None = None
-    debug_event: _Unread | None = None
-    node_name: str | None = None
-    time: str | None = None
-
 
 _KINDS = ("lost_events", "node_status", "agent_event", "debug_event")
 _LOST_BY = frozenset({"PERF_EVENT_RING_BUFFER", "OBSERVER_EVENTS_QUEUE", "HUBBLE_RING_BUFFER"})
 _NODE_STATES = frozenset({"NODE_CONNECTED", "NODE_UNAVAILABLE", "NODE_GONE", "NODE_ERROR"})
 
-_event, _other_record = lax(Event), lax(_Other)
+_event, _other_record = lax(Event), lax(Other)
 _array = msgspec.json.Decoder(list[Event], strict=False).decode
 
 
-def _other(value: bytes) -> _Other:
-    record: _Other = _other_record(value)
+def _other(value: bytes) -> Other:
+    record: Other = _other_record(value)
     if _kind_of(record) is None or bytes(record.flow):
         raise msgspec.ValidationError("neither a flow nor another record of Hubble's")
     return record
 
 
-def _kind_of(record: _Other) -> str | None:
+def _kind_of(record: Other) -> str | None:
     return next((kind for kind in _KINDS if getattr(record, kind) is not None), None)
 
 
 _TCP, _UDP, _SCTP = PROTOCOL_NUMBERS["tcp"], PROTOCOL_NUMBERS["udp"], PROTOCOL_NUMBERS["sctp"]
 _ICMP, _ICMP6 = PROTOCOL_NUMBERS["icmp"], PROTOCOL_NUMBERS["icmp6"]
-_NO_IP = _Ip()
+_NO_IP = Ip()
 _NO_LAYER4 = (UNKNOWN, None)
 _POLICY_DROPS = frozenset(
     {"POLICY_DENIED", "POLICY_DENY", "AUTH_REQUIRED", "DENIED_BY_LB_SRC_RANGE_CHECK", "NO_EGRESS_GATEWAY"}
@@ -190,7 +68,7 @@ _Key = tuple[Any, ...]
 _PODS, _SERVICES, _LABELS = "Pod", "Service", "labels"
 
 
-def _key(end: _Endpoint | None, service: _Service | None, names: tuple[str, ...], where: str) -> _Key:
+def _key(end: Endpoint | None, service: Service | None, names: tuple[str, ...], where: str) -> _Key:
     """Return what names an endpoint, without what changes from record to record where something better is there."""
     if end is not None:
         if end.workloads and end.workloads[0].name:
@@ -321,7 +199,7 @@ class Hubble(TypedFormat):
     @staticmethod
     def _take_signals(batch: Batch) -> None:
         """Count records that hold no flow; those that tell of loss become signals."""
-        others = [(row, r) for row, r in enumerate(batch.records) if isinstance(r, _Other)]
+        others = [(row, r) for row, r in enumerate(batch.records) if isinstance(r, Other)]
         if not others:
             return
         message, index = batch.draft.message, batch.draft.index
@@ -339,10 +217,10 @@ class Hubble(TypedFormat):
                 batch.signals.extend(
                     LossSignal(*at, kind, node and bounded(node), UNKNOWN, time_ms) for node in nodes[:1_000]
                 )
-        batch.skip([_kind_of(r) if isinstance(r, _Other) else None for r in batch.records])
+        batch.skip([_kind_of(r) if isinstance(r, Other) else None for r in batch.records])
 
 
-def _layer4(layer: _Layer4 | None) -> tuple[int, _Ports | None]:
+def _layer4(layer: Layer4 | None) -> tuple[int, Ports | None]:
     """Return protocol number and ports."""
     if layer is None:
         return _NO_LAYER4
@@ -365,7 +243,7 @@ def _by_policy(flow: Flow) -> bool:
     return not reason or reason in _POLICY_DROPS or flow.l7 is not None
 
 
-def _answer(layer: _Layer7 | None) -> int | None:
+def _answer(layer: Layer7 | None) -> int | None:
     """Return 1 for an answer that says the request failed, 0 for a sound one, ``None`` for no answer."""
     if layer is None or layer.type == _REQUEST_TYPE:
         return None
@@ -376,14 +254,3 @@ def _answer(layer: _Layer7 | None) -> int | None:
     if layer.kafka is not None and layer.type == _RESPONSE_TYPE:
         return int(bool(layer.kafka.error_code))
     return None
-
-
-def is_hubble(piece: bytes) -> bool:
-    """Say whether a record is one of Hubble's."""
-    for read in (_event, _other):
-        try:
-            read(piece)
-            return True
-        except FAILURES:
-            continue
-    return False

@@ -8,10 +8,9 @@ Source: Zeek's base/protocols/conn/main.zeek (fields, meaning of conn_state).
 """
 
 import re
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,14 +18,13 @@ import numpy.typing as npt
 
 from schemas.dead_letter import Reason
 from schemas.errors import ConfigurationError
-from schemas.flow import PROTOCOL_NUMBERS, UNKNOWN, Port
+from schemas.flow import PROTOCOL_NUMBERS, UNKNOWN
 from schemas.tenant_log import IntColumn
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Draft, Protocols, Words, coded_words, integers
-from streams.sources.envelopes import envelope_reader
 from streams.sources.format import Decoded
 from streams.sources.identity import Naming, address, code_names
-from streams.sources.json_records import FAILURES, Explained, NotAFlow, Reading
+from streams.sources.json_records import Explained, NotAFlow, Reading
 from streams.sources.orientation import client_is_dst, said_by_sensor, server_port
 from streams.sources.text_records import (
     HEADER,
@@ -40,149 +38,21 @@ from streams.sources.text_records import (
     text_integers,
 )
 from streams.sources.times import MAX_TIME_MS, mixed_ms, rounded_ms
-from streams.sources.typed import Batch, add_run, collect, columns_of, directed, lax
-
-Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
-
-_DEFAULT = (
-    "ts uid id.orig_h id.orig_p id.resp_h id.resp_p proto service duration orig_bytes resp_bytes conn_state local_orig "
-    "local_resp missed_bytes history orig_pkts orig_ip_bytes resp_pkts resp_ip_bytes tunnel_parents"
+from streams.sources.typed import Batch, add_run, choice, collect, columns_of, directed
+from streams.sources.zeek_records import (
+    CONN,
+    DEFAULT_FIELDS,
+    Conn,
+    array,
+    dotted,
+    dotted_or_underscored,
+    explain,
+    in_shipper,
+    in_tag,
+    log_name,
+    underscored,
+    with_nested_id,
 )
-DEFAULT_FIELDS = tuple(_DEFAULT.split())
-"""Columns of conn.log as Zeek writes it without further scripts; those that scripts add follow behind."""
-
-_KNOWN_LOGS = (
-    "analyzer broker capture_loss cluster config conn dce_rpc dhcp dnp3 dns dpd files ftp http intel irc kerberos "
-    "known_certs known_hosts known_services ldap ldap_search loaded_scripts modbus mqtt_connect mqtt_publish "
-    "mqtt_subscribe mysql netcontrol notice notice_alarm ntlm ntp ocsp openflow packet_filter pe postgresql quic "
-    "radius rdp reporter rfb sip smb_files smb_mapping smtp snmp socks software ssh ssl stats syslog telemetry "
-    "traceroute tunnel weird websocket x509"
-)
-_LOGS = frozenset(_KNOWN_LOGS.split())
-_CONN, _OTHER = "conn", "other"
-
-_KEYS = {
-    # field: the name in Zeek's log
-    "orig_h": "id.orig_h",
-    "resp_h": "id.resp_h",
-    "orig_p": "id.orig_p",
-    "resp_p": "id.resp_p",
-    "path": "_path",
-    "stream": "@stream",
-    "node": "_node_name",
-    "system": "_system_name",
-    "at_system": "@system",
-    "twice": "id_orig_h",
-}
-
-
-class Conn(msgspec.Struct, gc=False, rename=_KEYS):
-    """What is used of a connection."""
-
-    ts: float | str
-    orig_h: str
-    resp_h: str
-    orig_p: Port | None = None
-    resp_p: Port | None = None
-    proto: str | None = None
-    conn_state: str | None = None
-    duration: float | None = None
-    orig_bytes: Count | None = None
-    resp_bytes: Count | None = None
-    orig_pkts: Count | None = None
-    resp_pkts: Count | None = None
-    ip_proto: Annotated[int, msgspec.Meta(ge=0, le=255)] | None = None
-    path: str | None = None
-    stream: str | None = None
-    node: str | None = None
-    system: str | None = None
-    at_system: str | None = None
-    twice: msgspec.Raw = msgspec.Raw()
-
-
-def _underscored_type() -> type[msgspec.Struct]:
-    """Return `Conn` with ``id_orig_h`` and its like: structs pass their spelling on to those who inherit."""
-    hints = typing.get_type_hints(Conn, include_extras=True)
-    fields: list[Any] = [
-        (field.name, hints[field.name]) if field.required else (field.name, hints[field.name], field.default)
-        for field in msgspec.structs.fields(Conn)
-    ]
-    ends = {name: f"id_{name}" for name in ("orig_h", "orig_p", "resp_h", "resp_p")}
-    return msgspec.defstruct("_Underscored", fields, gc=False, rename={**_KEYS, **ends, "twice": "id.orig_h"})
-
-
-class _Id(msgspec.Struct, gc=False):
-    orig_h: str
-    resp_h: str
-    orig_p: Port | None = None
-    resp_p: Port | None = None
-
-
-class _Nested(msgspec.Struct, gc=False):
-    id: _Id
-
-
-class _Tagged(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    conn: msgspec.Raw
-
-
-class _Kind(msgspec.Struct, gc=False, rename={"path": "_path", "stream": "@stream"}):
-    path: str | None = None
-    stream: str | None = None
-
-
-_dotted, _underscored_or_both, _nested, _tagged, _kind = map(lax, (Conn, _underscored_type(), _Nested, _Tagged, _Kind))
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_array = msgspec.json.Decoder(list[Conn], strict=False).decode
-_envelope = envelope_reader(("ts", "id.orig_h"))
-
-
-def _underscored(value: bytes) -> Any:
-    record = _underscored_or_both(value)
-    if bytes(record.twice):  # no record may be read in two ways, whatever its neighbours are
-        raise msgspec.ValidationError("both id.orig_h and id_orig_h")
-    return record
-
-
-def _with_nested_id(value: bytes) -> Conn:
-    ids: _Id = _nested(value).id
-    members = {name: raw for name, raw in _members(value).items() if name != "id"}
-    if "id.orig_h" in members or "id_orig_h" in members:
-        raise msgspec.ValidationError("both id and id.orig_h")
-    for name in ("orig_h", "resp_h", "orig_p", "resp_p"):
-        found = getattr(ids, name)
-        if found is not None:
-            members[f"id.{name}"] = msgspec.Raw(msgspec.json.encode(found))
-    conn: Conn = _dotted(msgspec.json.encode(members))
-    return conn
-
-
-def _in_tag(value: bytes) -> Conn:
-    conn = _tagged(value).conn
-    try:
-        record: Conn = _dotted(conn)
-    except FAILURES:
-        record = _underscored(conn)
-    return record
-
-
-def _log_name(name: str) -> str:
-    return name if name in _LOGS else _OTHER
-
-
-def _explain(piece: bytes) -> str | None:
-    """Return the log that a record without a connection's addresses is of."""
-    try:
-        kind = _kind(piece)
-        name = kind.path or kind.stream
-        if name is None:
-            members = _members(piece)
-            name = next(iter(members)) if len(members) == 1 else None
-            if name not in _LOGS:
-                return None
-    except FAILURES:
-        return None
-    return None if name is None or name == _CONN else _log_name(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +102,7 @@ class ZeekConn:
         self._naming: Naming[str] = Naming(address)
         self._layout = Layout("\t", self._fields_of, _may_have_comments, _note, str(len(self._fields)))
         self._reading = Reading(
-            (_dotted, _underscored, _in_tag, _with_nested_id, self._in_envelope), _array, explain=_explain
+            (dotted, underscored, in_tag, with_nested_id, self._in_envelope), array, explain=explain
         )
 
     @classmethod
@@ -240,11 +110,8 @@ class ZeekConn:
         """Return the format as configured: ``fields`` (comma-separated), ``time`` (``start`` or ``end``)."""
         fields = [name.strip() for name in arguments["fields"].split(",")] if "fields" in arguments else None
         if fields is not None and not {"ts", "id.orig_h", "id.resp_h"} <= set(map(_plain, fields)):
-            raise ConfigurationError("zeek-conn: fields must name ts, id.orig_h and id.resp_h")
-        time = arguments.get("time", "start")
-        if time not in ("start", "end"):
-            raise ConfigurationError(f"zeek-conn: time must be start or end, not {time!r}")
-        return cls(fields, at_end=time == "end")
+            raise ConfigurationError("format zeek-conn: fields must name ts, id.orig_h and id.resp_h")
+        return cls(fields, at_end=choice(cls.name, arguments, "time", ("start", "end")) == "end")
 
     def for_file(self, head: bytes) -> Mapping[str, str]:
         """Return arguments that the first bytes of a file give: the columns its ``#fields`` line names."""
@@ -266,9 +133,9 @@ class ZeekConn:
     # -- JSON ----------------------------------------------------------------------------------------------------------
 
     def _in_envelope(self, value: bytes) -> Conn:
-        text, _ = _envelope(value)
+        text, _ = in_shipper(value)
         if text.startswith("{"):
-            return _dotted_or_underscored(text.encode())
+            return dotted_or_underscored(text.encode())
         if text.startswith("#"):
             raise NotAFlow(HEADER)
         return self._conn_of_line(text)
@@ -283,7 +150,7 @@ class ZeekConn:
 
     def _read_json(self, batch: Batch) -> CodedRows | None:
         logs = [record.path or record.stream for record in batch.records]
-        batch.skip([None if log == _CONN else log for log in logs], _log_name)
+        batch.skip([None if log == CONN else log for log in logs], log_name)
         records = batch.records
         if not records:
             return None
@@ -379,7 +246,7 @@ class ZeekConn:
         (orig, resp), names = code_names(self._naming, conns.orig_h, conns.resp_h)
         columns = directed(conns.measures, swapped)
         columns["errors"] = np.where(protocol == _TCP, coded_words(_STATES, conns.state), UNKNOWN)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             took_us = np.where(conns.duration_s >= 0, np.minimum(conns.duration_s * 1e6, 1e18), UNKNOWN)
         took = np.nan_to_num(took_us, nan=UNKNOWN).astype(np.int64)
         is_exchange = (protocol == _UDP) & (columns["packets_out"] == 1) & (columns["packets_in"] == 1)
@@ -409,22 +276,8 @@ def _note(cells: list[str]) -> Note | None:
     if cells[0] == "#fields":
         return Note(fields=_plain_fields(cells[1:]))
     if cells[0] == "#path" and len(cells) > 1:
-        return Note(kind="" if cells[1] == _CONN else _log_name(cells[1]))
+        return Note(kind="" if cells[1] == CONN else log_name(cells[1]))
     return Note()
-
-
-def _dotted_or_underscored(value: bytes) -> Conn:
-    try:
-        record: Conn = _dotted(value)
-    except FAILURES as error:
-        try:
-            record = _underscored(value)
-        except FAILURES:
-            kind = _explain(value)
-            if kind is not None:
-                raise NotAFlow(kind) from error
-            raise
-    return record
 
 
 def _plain(name: str) -> str:
