@@ -16,6 +16,7 @@ _COMMANDS = {
     "api": "deploy.commands.api:api",
     "replay": "deploy.commands.replay:replay",
     "backtest": "deploy.commands.backtest:backtest",
+    "evaluate": "deploy.commands.evaluate:evaluate",
     "sql": "deploy.commands.sql:sql",
     "migrate": "deploy.commands.migrate:migrate",
     "topics": "deploy.commands.topics:topics",

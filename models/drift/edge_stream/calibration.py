@@ -2,6 +2,8 @@
 
 A caller's best score of each hour is its case for an alert. The threshold of a day is the score that just
 ``budget_per_day`` cases reached on the median of the past days: a day of attacks cannot raise it by itself.
+A callee that has alerted is not named again in that hour, so that one flood from forged callers is one alert,
+and no day raises more than its budget.
 """
 
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from models.drift.edge_stream.groups import MAX_RECORDS, runs_of
+from models.drift.edge_stream.groups import MAX_RECORDS, Runs, runs_of
 from models.drift.edge_stream.parameters import MINUTE_MS
 from models.drift.edge_stream.state import NEVER
 
@@ -41,25 +43,32 @@ class AlertParams:
 class AlertState:
     """Cases of the hour under way per cell, of the day under way and of past days. A function of the records.
 
+    ``withheld``: alerts that the budget has cut off so far.
+
     Shapes:
-        hour, best, alerted_hour: ``(columns,)``. today: ``(BINS,)``. past: ``(days, BINS)``, oldest overwritten.
+        hour, best, src_alerted, dst_alerted: ``(columns,)``, the latter the hour of the latest alert.
+        today: ``(BINS,)``. past: ``(days, BINS)``, oldest overwritten.
     """
 
     hour: Int32Column
     best: IntColumn
-    alerted_hour: Int32Column
+    src_alerted: Int32Column
+    dst_alerted: Int32Column
     today: IntColumn
     past: IntColumn
     days_seen: int = 0
     newest_hour: int = NEVER
     day: int = NEVER
+    alerts_today: int = 0
+    withheld: int = 0
 
 
 def empty_alerts(params: AlertParams) -> AlertState:
     """Return the state before the first record."""
     never = np.full(params.columns, NEVER, dtype=np.int32)
     past = np.zeros((params.days, BINS), dtype=np.int64)
-    return AlertState(never, np.zeros(params.columns, dtype=np.int64), never.copy(), past[0].copy(), past)
+    best = np.zeros(params.columns, dtype=np.int64)
+    return AlertState(never, best, never.copy(), never.copy(), past[0].copy(), past)
 
 
 def bins_of(scores: FloatColumn) -> IntColumn:
@@ -92,11 +101,11 @@ class AlertCalibration:
         shares: FloatColumn = below[bins_of(scores)] / max(int(cases.sum()), 1)
         return shares
 
-    def observe(self, src: KeyColumn, event_ms: IntColumn, scores: FloatColumn) -> Mask:
-        """Say which records raise an alert: the first of their caller's hour at or above the threshold.
+    def observe(self, src: KeyColumn, dst: KeyColumn, event_ms: IntColumn, scores: FloatColumn) -> Mask:
+        """Say which records raise an alert: the first of their caller's and callee's hour to reach the threshold.
 
         Shapes:
-            src: ``(N,)`` uint64 hashes. event_ms: ``(N,)`` int64 in log order. scores: ``(N,)``. returns: ``(N,)``.
+            src, dst: ``(N,)`` uint64 hashes. event_ms: ``(N,)`` int64 in log order. scores, returns: ``(N,)``.
         """
         raised = np.zeros(len(src), dtype=np.bool_)
         if not len(src):
@@ -104,14 +113,14 @@ class AlertCalibration:
         hours = np.maximum(np.maximum.accumulate(event_ms // HOUR_MS), self.state.newest_hour).astype(np.int32)
         self.state.newest_hour = int(hours[-1])
         bins = bins_of(scores)
-        cells = (src & np.uint64(self.params.columns - 1)).astype(np.int64)
+        cells, dst_cells = ((keys & np.uint64(self.params.columns - 1)).astype(np.int64) for keys in (src, dst))
         days = hours // _DAY_HOURS
         cuts = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist(), len(hours)]
         for begin, end in pairwise(cuts):
             self._open_day(int(days[begin]))
             for first in range(begin, end, MAX_RECORDS):
                 part = slice(first, min(first + MAX_RECORDS, end))
-                raised[part] = self._fold(cells[part], hours[part], bins[part])
+                raised[part] = self._fold(cells[part], dst_cells[part], hours[part], bins[part])
         return raised
 
     def _threshold_bin(self) -> int | None:
@@ -132,12 +141,13 @@ class AlertCalibration:
             state.past[state.days_seen % self.params.days] = state.today
             state.days_seen += 1
             state.today[...] = 0
+            state.alerts_today = 0
         state.day = day
 
     def _close(self, cells: IntColumn) -> None:
         self.state.today += np.bincount(self.state.best[cells], minlength=BINS)
 
-    def _fold(self, cells: IntColumn, hours: Int32Column, bins: IntColumn) -> Mask:
+    def _fold(self, cells: IntColumn, dst_cells: IntColumn, hours: Int32Column, bins: IntColumn) -> Mask:
         state, runs = self.state, runs_of(cells, hours)
         touched = runs.cell[runs.cell_start]
         stored_hour = state.hour[touched]
@@ -151,18 +161,27 @@ class AlertCalibration:
         state.today += np.bincount(best[~is_last], minlength=BINS)
         state.hour[touched] = runs.minute[runs.cell_end]
         state.best[touched] = best[runs.cell_end]
-        return self._raise(runs.order, runs.start, runs.cell, runs.minute, sorted_bins)
+        return self._raise(runs, sorted_bins, dst_cells)
 
-    def _raise(
-        self, order: IntColumn, start: IntColumn, cell: IntColumn, hour: Int32Column, sorted_bins: IntColumn
-    ) -> Mask:
-        raised = np.zeros(len(order), dtype=np.bool_)
+    def _raise(self, runs: Runs, sorted_bins: IntColumn, dst_cells: IntColumn) -> Mask:
+        raised = np.zeros(len(runs.order), dtype=np.bool_)
         level = self._threshold_bin()
         if level is None:
             return raised
-        places = np.where(sorted_bins >= level, np.arange(len(order)), len(order))
-        first = np.minimum.reduceat(places, start)
-        fresh = (first < len(order)) & (self.state.alerted_hour[cell] != hour)
-        raised[order[first[fresh]]] = True
-        self.state.alerted_hour[cell[fresh]] = hour[fresh]
+        state = self.state
+        places = np.where(sorted_bins >= level, np.arange(len(runs.order)), len(runs.order))
+        first = np.minimum.reduceat(places, runs.start)
+        fresh = np.flatnonzero((first < len(runs.order)) & (state.src_alerted[runs.cell] != runs.minute))
+        state.src_alerted[runs.cell[fresh]] = runs.minute[fresh]
+        hits = sorted(zip(runs.order[first[fresh]].tolist(), runs.minute[fresh].tolist(), strict=True))
+        for place, hour in hits:
+            to = dst_cells[place]
+            if state.dst_alerted[to] == hour:
+                continue
+            state.dst_alerted[to] = hour
+            if state.alerts_today < self.params.budget_per_day:
+                state.alerts_today += 1
+                raised[place] = True
+            else:
+                state.withheld += 1
         return raised
