@@ -71,6 +71,7 @@ class Scenario:
         insert_faults: chance that an insert fails, before or after it took hold. down: (from, until) of ClickHouse.
         pauses: (from, until, source partition) for a flood.
         truncations: (at, source partition, share of the unread records that retention deletes).
+        takeover_s: shortest and longest time until a dead worker's partitions are given to others.
         incarnation_s: when an embedded installation stops and starts with an empty broker; ``None``: never.
     """
 
@@ -97,6 +98,7 @@ class Scenario:
     checkpoint_every_ms: int = 14_000
     skews_ms: tuple[int, int] = (0, 0)
     heal_s: float = PRODUCE_S
+    takeover_s: tuple[float, float] = (1.0, 5.0)
     real_rows: bool = False
 
 

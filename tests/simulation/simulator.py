@@ -275,8 +275,10 @@ class Simulator:
         self.raw_causes += 1
         draw = self.rng.random()
         if self.processes.get(process.number) is process and not self.is_settled:
-            self.loop.call_later(1.0 + 4.0 * draw, self.rebalance)
-            self.loop.call_later(0.5 + 7.0 * self.rng.random(), self.start_process, process.number)
+            shortest_s, longest_s = self.scenario.takeover_s
+            self.loop.call_later(shortest_s + (longest_s - shortest_s) * draw, self.rebalance)
+            restart_s = shortest_s - 0.5 + (longest_s + 2.0) * self.rng.random()
+            self.loop.call_later(restart_s, self.start_process, process.number)
 
     # -- the schedule ----------------------------------------------------------------------------------------------
 
