@@ -25,6 +25,7 @@ _JSON_STARTS = list(b"{[")
 _UNTOLD = list(b"\xef \t\r\n")
 """First bytes behind which either kind may stand: a byte order mark, space."""
 _NOT_TEXT = frozenset("{[\0\ufeff")
+_UNUSUAL_STARTS = _NOT_TEXT | frozenset(" \t\r")
 
 
 class NotOneLine(msgspec.DecodeError):
@@ -38,9 +39,11 @@ def line_of(value: bytes) -> str:
         NotOneLine: it is something else.
         UnicodeDecodeError: it is no UTF-8.
     """
-    text = value.decode().strip(" \r\n")
-    if not text or text[0] in _NOT_TEXT or "\n" in text or text.isspace():
-        raise NotOneLine("not a line of text" if text else "the message is empty")
+    text = value.decode()
+    if "\n" in text or text[:1] in _UNUSUAL_STARTS or text[-1:] <= " ":
+        text = text.strip(" \r\n")
+        if not text or text[0] in _NOT_TEXT or "\n" in text or text.isspace():
+            raise NotOneLine("not a line of text" if text else "the message is empty")
     return text
 
 
