@@ -1,5 +1,8 @@
 """Every Kafka client of ours, made from one set of settings: aiokafka's and Faust's. Makes clients; starts none."""
 
+import asyncio
+from collections.abc import Awaitable
+from time import monotonic
 from typing import Any
 
 import faust
@@ -16,6 +19,7 @@ MAX_REQUEST_BYTES = 2 * 1024 * 1024
 MAX_BATCH_BYTES = 256 * 1024
 LINGER_MS = 5
 FAUST_REQUEST_TIMEOUT_S = 90.0
+METADATA_AT_LEAST_S = 0.1
 
 
 def faust_broker(settings: KafkaSettings, scheme: str = "kafka") -> dict[str, Any]:
@@ -78,7 +82,34 @@ def make_producer(settings: KafkaSettings, **changes: Any) -> AIOKafkaProducer:
         "max_batch_size": MAX_BATCH_BYTES,
         "max_request_size": MAX_REQUEST_BYTES,
     }
-    return AIOKafkaProducer(**(arguments | changes))
+    producer = AIOKafkaProducer(**(arguments | changes))
+    pace_metadata_updates(producer.client)
+    return producer
+
+
+def pace_metadata_updates(client: Any, at_least_s: float = METADATA_AT_LEAST_S) -> None:
+    """Have an aiokafka client ask for metadata anew at most once in ``at_least_s``; the first time at once.
+
+    Its fetcher and sender ask as soon as the last answer is there, for as long as a partition has no leader: a thousand
+    times a second, with two lines in the log each, until the broker is back.
+    """
+    force = client.force_metadata_update
+    pending: asyncio.Future[Any] | None = None
+    last_s = -at_least_s
+
+    async def update() -> Any:
+        nonlocal last_s
+        await asyncio.sleep(max(0.0, last_s + at_least_s - monotonic()))
+        last_s = monotonic()
+        return await force()
+
+    def paced() -> Awaitable[Any]:
+        nonlocal pending
+        if pending is None or pending.done():
+            pending = asyncio.ensure_future(update())
+        return asyncio.shield(pending)
+
+    client.force_metadata_update = paced
 
 
 def make_consumer(

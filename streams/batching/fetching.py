@@ -37,6 +37,7 @@ from faust.types import TP
 from streams.batching.budget import Budget
 from streams.batching.chunk import EARLIEST, LATEST, Chunk, PartitionStatus
 from streams.batching.records import FetchedRecords
+from streams.kafka_clients import pace_metadata_updates
 
 if TYPE_CHECKING:
     from streams.batching.transport import BatchingConsumer
@@ -150,7 +151,9 @@ class BatchingThread(AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         """Start aiokafka's consumer and tap its fetcher, which has nothing to fetch yet."""
         await super().on_start()
-        fetcher = self._ensure_consumer()._fetcher
+        consumer = self._ensure_consumer()
+        pace_metadata_updates(consumer._client)
+        fetcher = consumer._fetcher
         fetcher._client = FetchTap(fetcher._client, self)
 
     # -- called by the tap, in this thread

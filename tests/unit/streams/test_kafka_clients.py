@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from email.message import Message
 from pathlib import Path
+from time import monotonic
 from typing import Any, cast
 
 import faust
@@ -22,7 +23,13 @@ from yarl import URL
 from schemas.errors import ConfigurationError
 from schemas.settings import KafkaSettings
 from streams.kafka_check import _reach_advertised
-from streams.kafka_clients import client_arguments, faust_broker, make_consumer, make_producer
+from streams.kafka_clients import (
+    client_arguments,
+    faust_broker,
+    make_consumer,
+    make_producer,
+    pace_metadata_updates,
+)
 from streams.kafka_security import validate
 from streams.kafka_tokens import ClientCredentialsTokens
 from tests.certificates import write_certificates
@@ -244,3 +251,25 @@ async def test_the_secret_follows_no_redirect() -> None:
         with pytest.raises(AuthenticationFailedError, match="HTTP 302"):
             await ClientCredentialsTokens(KafkaSettings(**OAUTH | {"oauth_token_url": url})).token()
     assert len(seen) == 1
+
+
+async def test_metadata_is_asked_for_at_once_and_then_at_a_pace() -> None:
+    asked: list[float] = []
+
+    class Client:
+        def force_metadata_update(self) -> Any:
+            asked.append(monotonic())
+            answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            answered.set_result(True)
+            return answered
+
+    client = Client()
+    pace_metadata_updates(client, at_least_s=0.05)
+    began = monotonic()
+    first, same = client.force_metadata_update(), client.force_metadata_update()
+    assert await first and await same
+    assert len(asked) == 1
+    for _ in range(4):
+        assert await client.force_metadata_update()
+    assert len(asked) == 5
+    assert asked[-1] - began >= 4 * 0.05
