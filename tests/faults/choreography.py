@@ -10,6 +10,7 @@ from typing import Any
 from aiokafka.errors import KafkaError
 
 from deploy.brokers.kafka import KafkaBroker
+from streams.clickhouse import connect
 from tests.faults import plan as kinds
 from tests.faults.clickhouse_front import Fault
 from tests.faults.cluster import Cluster
@@ -19,6 +20,7 @@ from tests.faults.plan import Plan
 from tests.faults.processes import SESSION_MS, WorkerProcess
 
 WELL_DEADLINE_S = 120.0
+MERGES_END_S = 2.0
 FROZEN_S = SESSION_MS / 1000 + 4
 _CLICKHOUSE = {
     kinds.AWAY: Fault.REFUSED,
@@ -260,14 +262,27 @@ class Choreography:
         else:
             disk = self.disks.clickhouse if kind == kinds.CLICKHOUSE_DISK else self.disks.temporary
             assert disk is not None
+            is_clickhouse = kind == kinds.CLICKHOUSE_DISK
             try:
-                end = began + seconds
+                if is_clickhouse:  # a merge cut short by a full disk left the engine with a part it could not read
+                    await asyncio.to_thread(self._clickhouse, "SYSTEM STOP MERGES")
+                    await asyncio.sleep(MERGES_END_S)
+                end = time.monotonic() + seconds
                 while time.monotonic() < end:
                     disk.fill()
                     await asyncio.sleep(1.0)
             finally:
                 disk.free()
+                if is_clickhouse:
+                    await asyncio.shield(asyncio.to_thread(self._clickhouse, "SYSTEM START MERGES"))
         fault.lasted_s = round(time.monotonic() - began, 1)
+
+    def _clickhouse(self, sql: str) -> None:
+        client = connect(self.cluster.settings.clickhouse)
+        try:
+            client.command(sql)
+        finally:
+            client.close()
 
     def heal(self) -> None:
         """Undo what may still be broken."""

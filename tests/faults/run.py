@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
 from deploy.brokers.kafka import KafkaBroker
 from schemas.settings import ClickHouseSettings
 from streams.clickhouse import connect
+from streams.sinks.faults import describe
 from tests.faults.choreography import Choreography, Disks, Injected
 from tests.faults.clickhouse_front import ClickHouseFront
 from tests.faults.cluster import HEAP_MB, Cluster, ForeignBroker, Size, running_cluster
@@ -143,6 +146,7 @@ async def _drain(cluster: Cluster, outcome: Outcome, say: Callable[[str], None])
     outcome.flows, outcome.unknown = sum(ledger.flows), ledger.unknown
     say(f"load ended after {outcome.seconds} s and {outcome.flows} flows; draining")
     settings = cluster.settings.clickhouse
+    said: dict[str, None] = {}
 
     async def is_drained() -> bool:
         lag = await observer.measure_lag()
@@ -150,7 +154,11 @@ async def _drain(cluster: Cluster, outcome: Outcome, say: Callable[[str], None])
         behind = lag[topics.name("drift_events")] + lag[topics.name("graph_windows")]
         if lag[cluster.settings.flows[0].topic] or behind > LEFT_TO_STORE:
             return False
-        outcome.stored = (await asyncio.to_thread(_query, settings, _STORED))[0][0]
+        try:
+            outcome.stored = (await asyncio.to_thread(_query, settings, _STORED))[0][0]
+        except ClickHouseError as error:
+            said[describe(error)] = None
+            return False
         return outcome.stored >= outcome.flows
 
     try:
@@ -159,6 +167,7 @@ async def _drain(cluster: Cluster, outcome: Outcome, say: Callable[[str], None])
         outcome.problems.append(
             f"{error}: {outcome.stored} of {outcome.flows} flows, lag {await observer.measure_lag()}"
         )
+    outcome.problems += [f"ClickHouse, asked for totals: {text}" for text in said]
     say(f"drained after {outcome.drained_s} s: {outcome.stored} of {outcome.flows} flows stored; stopping workers")
     codes = await asyncio.gather(*(worker.stop(STOP_S) for worker in cluster.workers))
     outcome.problems += [f"{w.name} ended with {c}" for w, c in zip(cluster.workers, codes, strict=True) if c]
