@@ -265,23 +265,22 @@ def _keys(table: Table, direction: IntColumn) -> tuple[list[_Key], list[_Key]]:
     ends: list[list[_Key]] = []
     service = column("ecs-service-name")
     has_services = service.count(None) + service.count(UNSET) < len(service)
-    services = list(zip(column("ecs-cluster-name"), service, strict=True)) if has_services else []
+    services = (column("ecs-cluster-name"), service)
     for end, owns in (("src", _EGRESS), ("dst", _INGRESS)):
         where = column(f"{end}addr")
         packet = column(f"pkt-{end}addr")
         if packet.count(None) < len(packet):
             where = [own if own and own != UNSET else other for own, other in zip(packet, where, strict=True)]
         cloud = column(f"pkt-{end}-aws-service")
-        if has_services:
+        if has_services:  # they are the interface's own end's
             mine = (direction == owns).tolist()
-            ours = [pair if is_mine else _NO_SERVICE for pair, is_mine in zip(services, mine, strict=True)]
-            ends.append([(a, c, *pair) for a, c, pair in zip(where, cloud, ours, strict=True)])
+            cluster, name = (
+                [text if is_mine else None for text, is_mine in zip(texts, mine, strict=True)] for texts in services
+            )
+            ends.append(list(zip(where, cloud, cluster, name, strict=True)))
         else:
             ends.append(list(zip(where, cloud, strict=True)))
     return ends[0], ends[1]
-
-
-_NO_SERVICE = (None, None)
 
 
 def _name_of(key: _Key) -> str:
