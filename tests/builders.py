@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from models.graph.logic import LOGIC_VERSION
 from schemas.detection import DetectionConfig
 from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN, Flow
 from schemas.ids import end_position, position_of
@@ -89,10 +90,11 @@ def record_of(
         progress=(Progress(SOURCE, partition, before, upto, clocks, ACTIVE),),
         lane=lane,
         rows=rows_of(flows, positions) if flows else None,
+        logic=LOGIC_VERSION,
     )
 
 
 def end_of(lane: LaneConfig, partition: int, next_offset: int, as_of_ms: int = 1 << 42) -> LogRecord:
     """Return the statement that ends a source partition's input."""
     progress = Progress(SOURCE, partition, end_position(next_offset - 1), end_position(next_offset), (), ENDED)
-    return LogRecord(worker="test", as_of_ms=as_of_ms, progress=(progress,), lane=lane)
+    return LogRecord(worker="test", as_of_ms=as_of_ms, progress=(progress,), lane=lane, logic=LOGIC_VERSION)

@@ -29,13 +29,19 @@ class MemberClock:
 
 @dataclass(slots=True)
 class LaneClock:
-    """Clocks of all members of a lane."""
+    """Clocks of all members of a lane.
+
+    Attributes:
+        idle_expires: what an idle member stated holds up to when it was stated, not beyond (from logic version 2 on).
+            Its owner may have died: what is pushed meanwhile is read late, and came in time.
+    """
 
     config: LaneConfig
     members: dict[MemberKey, MemberClock] = field(default_factory=dict)
     as_of_ms: int = 0
     watermark_ms: int | None = None
     paused: bool = False
+    idle_expires: bool = False
 
     def declare(self, config: LaneConfig) -> None:
         """Take over a declaration; members that are gone no longer hold the watermark."""
@@ -103,6 +109,8 @@ class LaneClock:
         candidate: int | None
         if waited:
             clocks = [member.event_ms for member in waited]
+            if self.idle_expires:
+                clocks += [m.as_of_ms for m in self.members.values() if m.state == IDLE and not self._is_silent(m)]
             candidate = None if None in clocks else min(c for c in clocks if c is not None) - self.config.lateness_ms
         elif not self.members:
             candidate = None

@@ -10,8 +10,10 @@ from typing import Self
 
 import msgspec
 
-LOGIC_VERSION = 1
+LOGIC_VERSION = 2
 """Latest version that this code can run. Raise it with any change of what the same log brings about (docs/adr/0008)."""
+IDLE_EXPIRES = 2
+"""From this version on an idle member holds the watermark at the time of its last statement (models/graph/clock.py)."""
 UNDECIDED = 0
 """Of a state that has applied nothing: the first record's version is in force."""
 SETTLE_MS = 60_000

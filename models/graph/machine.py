@@ -4,7 +4,7 @@ import msgspec
 
 from models.graph.closing import advance, close_all
 from models.graph.lane import LaneState
-from models.graph.logic import LOGIC_VERSION, Logic
+from models.graph.logic import IDLE_EXPIRES, LOGIC_VERSION, Logic
 from models.graph.output import Output
 from models.graph.taken import TakenOrigins
 from schemas.detection import DetectionConfig
@@ -148,6 +148,7 @@ class Machine:
             if declared != lane.config:
                 lane.declare(declared)
                 self.take_settings(lane)
+        lane.clock.idle_expires = self.logic.in_force >= IDLE_EXPIRES
         output = Output()
         if record.rows is not None:
             source = record.progress[0]

@@ -43,7 +43,7 @@ from tests.faults.load import read_ledger
 from tests.faults.observer import Observer
 from tests.faults.processes import LoadProcess, make_topics
 
-OLDER = "669e8d1"
+OLDER = "3db5176"
 """What version N is today: the last commit before the fault tests."""
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("api", "deploy", "models", "schemas", "streams")

@@ -1,7 +1,5 @@
 """An owner that is gone for longer than the lateness, while other partitions go on."""
 
-import pytest
-
 from tests.simulation import process as shell
 from tests.simulation.scenario import EPOCH_MS, LATENESS_MS, PROMPT, WINDOW_MS, Message, Row, Scenario
 from tests.simulation.simulator import Simulator, quiet
@@ -25,7 +23,6 @@ def _scenario(seed: int) -> Scenario:
     return Scenario(seed, messages, fetch_s=1.0, heal_s=56.0, takeover_s=(TAKEOVER_S, TAKEOVER_S))
 
 
-@pytest.mark.xfail(strict=True, reason="an idle statement never runs out: LaneClock.advance (models/graph/clock.py)")
 def test_rows_of_an_idle_partition_whose_owner_died_are_on_time() -> None:
     assert TAKEOVER_S * 1000 > LATENESS_MS
     quiet()

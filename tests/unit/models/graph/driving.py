@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from models.graph.logic import LOGIC_VERSION
 from models.graph.machine import TENANT_SETTINGS, Machine
 from models.graph.output import Output
 from schemas.detection import DetectionConfig
@@ -29,9 +30,11 @@ class Feed:
         self.log: list[LogRecord] = []
         self.next_offset: dict[int, int] = {}
         self.output = Output()
+        self.logic = LOGIC_VERSION
 
     def append(self, record: LogRecord) -> Output:
         """Apply a record and return what this one brought about."""
+        record = msgspec.structs.replace(record, logic=self.logic)
         self.log.append(record)
         output = self.machine.apply(len(self.log) - 1, record)
         self.output.extend(output)

@@ -103,8 +103,28 @@ def test_an_idle_member_does_not_hold_the_watermark() -> None:
     feed.state(partition=1, state=IDLE, as_of_ms=START_MS)
     feed.send([make_flow(START_MS)], as_of_ms=START_MS)
     assert watermark(feed) == START_MS - 5_000
+    feed.state(partition=1, state=IDLE, as_of_ms=START_MS + 20_000)
     feed.send([make_flow(START_MS + 20_000)], as_of_ms=START_MS + 20_000)
     assert [window.incomplete for window in feed.output.windows] == [()]
+
+
+@pytest.mark.parametrize(("logic", "expected_ms"), [(1, START_MS + 15_000), (2, START_MS - 3_000)])
+def test_what_an_idle_member_stated_holds_up_to_then(logic: int, expected_ms: int) -> None:
+    """Its owner may have died since: what is pushed meanwhile is read late, and came in time."""
+    feed = live()
+    feed.logic = logic
+    feed.state(partition=1, state=IDLE, as_of_ms=START_MS + 2_000)
+    feed.send([make_flow(START_MS + 20_000)], as_of_ms=START_MS + 20_000)
+    assert watermark(feed) == expected_ms
+
+
+def test_an_idle_member_that_falls_silent_no_longer_holds_the_watermark() -> None:
+    feed = live()
+    feed.state(partition=1, state=IDLE, as_of_ms=START_MS)
+    for step in range(0, 100, 5):
+        feed.send([make_flow(START_MS + 1_000 * step)], as_of_ms=START_MS + 1_000 * step)
+    assert watermark(feed) == START_MS + 95_000 - 5_000
+    assert feed.output.windows[-1].incomplete == ("silent",)
 
 
 def test_a_paused_member_counts_as_idle_and_marks_windows_incomplete_until_it_goes_on() -> None:
@@ -113,7 +133,7 @@ def test_a_paused_member_counts_as_idle_and_marks_windows_incomplete_until_it_go
     feed.send([make_flow(START_MS)], as_of_ms=START_MS)
     feed.state(partition=1, state=PAUSED, as_of_ms=START_MS)
     feed.send([make_flow(START_MS + 20_000)], as_of_ms=START_MS + 20_000)
-    feed.state(partition=1, state=IDLE, as_of_ms=START_MS + 21_000)
+    feed.state(partition=1, state=IDLE, as_of_ms=START_MS + 40_000)
     feed.send([make_flow(START_MS + 40_000)], as_of_ms=START_MS + 40_000)
     assert [window.incomplete for window in feed.output.windows] == [("paused",), ()]
 

@@ -160,6 +160,7 @@ def version_of(machine: Machine) -> int:
 
 def test_a_state_is_written_in_the_oldest_version_that_can_hold_it() -> None:
     feed = Feed()
+    feed.logic = 1
     feed.send([make_flow(1_000)])
     assert version_of(feed.machine) == 1
     assert "taken" not in msgspec.msgpack.decode(dict(take(feed.machine))["meta"] or b"")
