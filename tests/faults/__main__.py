@@ -10,6 +10,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import uuid
@@ -87,6 +88,7 @@ def main() -> int:
         "broker": options.broker_mib * _MIB,
     }
     wanted = {role: size_bytes for role, size_bytes in sizes.items() if size_bytes}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, small disks above all
     # Brokers go away on purpose here: what clients say about it in this process is no news.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
