@@ -1,6 +1,6 @@
 """Quality and speed of the edge scorer beside peers, on splits in time, with an ablation.
 
-    python -m tests.bench.edge_stream --data FILE [--part baselines|splits|ablation|choice|speed|all] [--json]
+    python -m tests.bench.edge_stream --data FILE [--part PART] [--json]
 
 FILE is a parquet file of labelled edge records (columns as for `drift evaluate edges`). Peers are own compact
 versions of the published algorithms, so that all are fed and judged alike. One process, one thread, seeded.
@@ -291,6 +291,122 @@ def run_choice(edges: LabelledEdges) -> Iterator[tuple[str, Quality]]:
                 )
 
 
+# --- what the file does not hold: made traffic between its records ------------------------------------------------
+
+HOUR = 60
+DAY = 24 * HOUR
+
+
+class Injector:
+    """Adds seeded normal pollers and attacks of other kinds between the records of a file.
+
+    Callers and callees are the file's own where the kind says "known", so that nothing but behaviour tells them.
+    """
+
+    def __init__(self, edges: LabelledEdges, rng: np.random.Generator) -> None:
+        self._edges = edges
+        self._rng = rng
+        self._minutes = edges.event_ms // 60_000
+        self._active = np.unique(self._minutes)
+        callers, spoke = np.unique(edges.src, return_counts=True)
+        self._known = rng.choice(callers[spoke >= 100], 8, replace=False)
+        pairs = np.unique(np.stack([edges.src, edges.dst]), axis=1)
+        callees, called_by = np.unique(pairs[1], return_counts=True)
+        self._servers = callees[np.argsort(-called_by)[:5]]
+        self._inside = rng.choice(callees, 60, replace=False)
+        self._classes = list(edges.classes)
+        self._added: list[tuple[IntColumn, npt.NDArray[np.uint64], npt.NDArray[np.uint64], int]] = []
+
+    def _new(self) -> np.uint64:
+        return np.uint64(self._rng.integers(0, 2**63)) * np.uint64(2)
+
+    def _begin(self, lasts: int) -> int:
+        early, late = len(self._active) // 10, int(np.searchsorted(self._active, self._active[-1] - lasts))
+        return int(self._rng.choice(self._active[early : max(late, early + 1)]))
+
+    def _add(self, name: str, minutes: IntColumn, src: Any, dst: Any) -> None:
+        if name not in self._classes:
+            self._classes.append(name)
+        shape = len(minutes)
+        self._added.append(
+            (minutes, np.broadcast_to(src, shape), np.broadcast_to(dst, shape), self._classes.index(name))
+        )
+
+    def _attack(self, name: str, lasts: int, per_minute: int, src: Any, dst: Any) -> None:
+        begin = self._begin(lasts)
+        minutes = np.repeat(np.arange(begin, begin + lasts), per_minute)
+        self._add(name, minutes, src, self._rng.choice(dst, len(minutes)) if np.ndim(dst) else dst)
+
+    def add_pollers(self) -> None:
+        """Add normal monitoring: a steady poller and its answers, a bulk job, a sweep, twelve rare pollers."""
+        rng = self._rng
+        every = np.arange(self._active[0], self._active[-1])
+        working = every[every % DAY < DAY // 2]
+        steady, target = self._new(), self._servers[0]
+        minutes = np.repeat(working, rng.poisson(8, len(working)))
+        self._add("-", minutes, steady, target)
+        self._add("-", minutes, target, steady)
+        self._add("-", np.repeat(working[working % 15 == 0], 200), self._new(), self._servers[1])
+        rounds = working[working % 30 == 0]
+        self._add("-", np.repeat(rounds, len(self._inside)), self._new(), np.tile(self._inside, len(rounds)))
+        for _ in range(12):
+            step = int(rng.choice([5, 10, 15]))
+            self._add("-", every[every % step == rng.integers(step)], self._new(), rng.choice(self._servers))
+
+    def add_attacks(self, *, days_long: bool) -> None:
+        """Add three of each kind; with ``days_long`` also pollings of three days, which then outnumber all."""
+        rng, known = self._rng, self._known
+        for turn in range(3):
+            server = self._servers[turn]
+            self._attack("made: guessing", 60, 8, rng.choice(known), server)
+            self._attack("made: request flood", 15, 60, rng.choice(known), server)
+            self._attack("made: guessing, fast", 10, 200, self._new() if turn else rng.choice(known), server)
+            self._attack("made: sweep", 5, 50, rng.choice(known), self._inside)
+            self._attack("made: slow scan", 300, 1, rng.choice(known), server)
+            self._attack("made: tunnel", 50, 3, rng.choice(known), rng.choice(self._inside))
+            self._attack("made: newcomer inside", 120, 1, self._new(), rng.choice(self._inside))
+            self._attack("made: polling, known", 8 * HOUR, 6, rng.choice(known), server)
+            self._attack("made: polling, newcomer", 8 * HOUR, 6, self._new(), server)
+            for _ in range(10):
+                self._attack("made: single call", 1, 1, rng.choice(known), rng.choice(self._servers))
+            if days_long:
+                self._attack("made: days of polling, known", 3 * DAY, 6, rng.choice(known), server)
+                self._attack("made: days of polling, newcomer", 3 * DAY, 6, self._new(), server)
+
+    def build(self) -> LabelledEdges:
+        """Return all records in order of time; the file's own keep their order within a minute."""
+        own, edges = self._minutes, self._edges
+        begins, ends = np.searchsorted(own, own), np.searchsorted(own, own, "right")
+        within = [(np.arange(len(own)) - begins + 0.5) / (ends - begins)]
+        within += [self._rng.random(len(minutes)) for minutes, *_ in self._added]
+        minutes = np.concatenate([own, *(added[0] for added in self._added)])
+        order = np.lexsort((np.concatenate(within), minutes))
+        kinds = [np.full(len(added[0]), added[3], dtype=np.int64) for added in self._added]
+        return LabelledEdges(
+            np.concatenate([edges.src, *(added[1] for added in self._added)])[order],
+            np.concatenate([edges.dst, *(added[2] for added in self._added)])[order],
+            minutes[order] * 60_000,
+            np.concatenate([edges.class_of, *kinds])[order],
+            self._classes,
+        )
+
+
+def run_injected(edges: LabelledEdges) -> Iterator[tuple[str, Quality]]:
+    """Judge peers and scorer on parts of the file with made traffic in them, cold; mean over the parts."""
+    weeks = [*weeks_of(edges), weeks_of(edges)[-1] + WEEK_MS]
+    for days_long in (False, True):
+        made = []
+        for number, (begin, end) in enumerate(((0, 3), (2, 5), (3, 6), (4, 6))):
+            injector = Injector(between(edges, weeks[begin], weeks[end]), np.random.default_rng(SEED + number))
+            injector.add_pollers()
+            injector.add_attacks(days_long=days_long)
+            made.append(injector.build())
+        words = "with attacks that poll for days" if days_long else "with pollers and attacks of other kinds"
+        for name in ("largest count of the minute", "MIDAS-R", "MIDAS-F", "edge scorer"):
+            judged = [dataclasses.astuple(quality(PEERS[name](part), part)) for part in made]
+            yield f"{name}, {words}", Quality(*np.mean(judged, axis=0).tolist())
+
+
 def run_speed(edges: LabelledEdges) -> dict[str, float]:
     """Return scored records a second of one core's time, best of three, and the memory of the state."""
     result: dict[str, float] = {}
@@ -311,28 +427,36 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Read the command line and measure; prints tables unless ``--json`` is given."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--part", choices=["baselines", "splits", "ablation", "choice", "speed", "all"], default="all")
+    parser.add_argument(
+        "--part", choices=["baselines", "splits", "injected", "ablation", "choice", "speed", "all"], default="all"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     edges = read_edges(arguments.data, labelled=True)
     result: dict[str, Any] = {}
-    runs = {"baselines": run_baselines, "splits": run_splits, "ablation": run_ablation, "choice": run_choice}
+    runs = {
+        "baselines": run_baselines,
+        "splits": run_splits,
+        "injected": run_injected,
+        "ablation": run_ablation,
+        "choice": run_choice,
+    }
     for part, run in runs.items():
         if arguments.part not in (part, "all"):
             continue
         rows = result[part] = {}
         if not arguments.json:
-            print(f"\n{part:58} {'all':>7} {'no flood':>8} {'classes':>7} {'worst':>7}")
+            print(f"\n{part:76} {'all':>7} {'no flood':>8} {'classes':>7} {'worst':>7}")
         for name, judged in run(edges):
             rows[name] = dataclasses.asdict(judged)
             if not arguments.json:
                 figures = f"{judged.all:7.4f} {judged.without_floods:8.3f} {judged.macro:7.3f}"
-                print(f"{name:58} {figures} {judged.worst_without_one:7.3f}", flush=True)
+                print(f"{name:76} {figures} {judged.worst_without_one:7.3f}", flush=True)
     if arguments.part in ("speed", "all"):
         result["speed"] = run_speed(edges)
         if not arguments.json:
             for name, value in result["speed"].items():
-                print(f"{name:58} {value:,}")
+                print(f"{name:76} {value:,}")
     return result
 
 

@@ -23,8 +23,8 @@ KeyColumn = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
 BINS = 2_048
-BINS_PER_UNIT = 4
-"""Scores are told apart to a quarter, from -256 to 256."""
+BINS_PER_UNIT = 2
+"""Scores are told apart to a half, from -512 to 512."""
 _ZERO_BIN = BINS // 2
 HOUR_MS = 60 * MINUTE_MS
 _DAY_HOURS = 24

@@ -16,13 +16,13 @@ class EdgeWeights:
     for days among it (docs/detection-quality.md); neighbours of these values score alike, which is why they are round.
     """
 
-    rarity: int = 7
-    burst: int = 1
-    persistence: int = 2
-    exposure: int = 2
+    rarity: int = 14
+    burst: int = 2
+    persistence: int = 4
+    exposure: int = 4
     usual_load: int = 1
-    fan_out: int = 2
-    tenure: int = 7
+    fan_out: int = 4
+    tenure: int = 14
 
 
 @dataclass(frozen=True, slots=True)
