@@ -221,9 +221,10 @@ def run_splits(edges: LabelledEdges) -> Iterator[tuple[str, Quality]]:
 
 
 def run_ablation(edges: LabelledEdges) -> Iterator[tuple[str, Quality]]:
-    """Leave out one part at a time; mean over the cold splits."""
+    """Leave out one part at a time; mean over the cold splits, and over parts with made traffic."""
     weeks = weeks_of(edges)
     parts = [between(edges, begin, weeks[-1] + WEEK_MS) for begin in weeks]
+    made = with_made_traffic(edges, days_long=True)
     shipped = EdgeScorerParams()
     cases = {"all parts": shipped}
     for item in dataclasses.fields(EdgeWeights):
@@ -238,8 +239,9 @@ def run_ablation(edges: LabelledEdges) -> Iterator[tuple[str, Quality]]:
         "2 rows of 1,024 cells": dataclasses.replace(shipped, columns=1_024),
     }
     for name, params in cases.items():
-        judged = [dataclasses.astuple(quality(ours(params)(part), part)) for part in parts]
-        yield name, Quality(*np.mean(judged, axis=0).tolist())
+        for where, chosen in (("", parts), (", made traffic", made)):
+            judged = [dataclasses.astuple(quality(ours(params)(part), part)) for part in chosen]
+            yield f"{name}{where}", Quality(*np.mean(judged, axis=0).tolist())
 
 
 def _parts(edges: LabelledEdges) -> FloatColumn:
@@ -391,16 +393,22 @@ class Injector:
         )
 
 
+def with_made_traffic(edges: LabelledEdges, *, days_long: bool) -> list[LabelledEdges]:
+    """Return four parts of the file with seeded pollers and attacks in them."""
+    weeks = [*weeks_of(edges), weeks_of(edges)[-1] + WEEK_MS]
+    made = []
+    for number, (begin, end) in enumerate(((0, 3), (2, 5), (3, 6), (4, 6))):
+        injector = Injector(between(edges, weeks[begin], weeks[end]), np.random.default_rng(SEED + number))
+        injector.add_pollers()
+        injector.add_attacks(days_long=days_long)
+        made.append(injector.build())
+    return made
+
+
 def run_injected(edges: LabelledEdges) -> Iterator[tuple[str, Quality]]:
     """Judge peers and scorer on parts of the file with made traffic in them, cold; mean over the parts."""
-    weeks = [*weeks_of(edges), weeks_of(edges)[-1] + WEEK_MS]
     for days_long in (False, True):
-        made = []
-        for number, (begin, end) in enumerate(((0, 3), (2, 5), (3, 6), (4, 6))):
-            injector = Injector(between(edges, weeks[begin], weeks[end]), np.random.default_rng(SEED + number))
-            injector.add_pollers()
-            injector.add_attacks(days_long=days_long)
-            made.append(injector.build())
+        made = with_made_traffic(edges, days_long=days_long)
         words = "with attacks that poll for days" if days_long else "with pollers and attacks of other kinds"
         for name in ("largest count of the minute", "MIDAS-R", "MIDAS-F", "edge scorer"):
             judged = [dataclasses.astuple(quality(PEERS[name](part), part)) for part in made]
