@@ -67,9 +67,10 @@ async def follow_events(settings: Settings, show: Callable[[DriftEvent], None], 
 
 
 @contextmanager
-def progress_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar; the yielded function takes (done, total)."""
+def progress_bar(console: Console, title: str, *, is_off: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar, on a terminal alone; the yielded function takes (done, total)."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    hidden = is_off or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

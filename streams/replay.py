@@ -7,11 +7,13 @@ import asyncio
 import gzip
 import io
 import json
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
+import msgspec
 import pyarrow as pa
 from aiokafka.errors import KafkaError
 
@@ -29,8 +31,8 @@ from streams.ingest.lanes import REPLAY_PREFIX, LaneHeader, detection_of, encode
 from streams.ingest.readers import FlowReader
 from streams.kafka_clients import make_producer
 from streams.result import short
-from streams.sources.format import SourceFormat
-from streams.sources.registry import source_format
+from streams.sources.format import Decoded, SourceFormat
+from streams.sources.registry import format_of_file, source_format
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """A longer line, or JSON value, is pushed cut off, so that it becomes one dead letter."""
@@ -38,7 +40,17 @@ CUT_BYTES = 64 * 1024
 ARROW_ROWS = 1_000
 """Rows of an Arrow file that make one message."""
 _BLOCK_BYTES = 1 << 18
+_HEAD_BYTES = 1 << 16
+"""Of a file, unpacked: what tells its format, its columns, and whether it is read by lines."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
+"""Of a frame that holds no data, behind a byte from 0x50 to 0x5f: parallel compressors begin with one."""
+_ARROW_STARTS = (b"ARROW1", b"\xff\xff\xff\xff")
+_ARROW_SUFFIXES = frozenset({".arrow", ".arrows", ".ipc", ".feather"})
+_LINE_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+_PACKED_SUFFIXES = frozenset({".gz", ".zst", ".zstd"})
+_CHUNK_BYTES = 8 * 1024 * 1024
+_TALLIED_AT_ONCE = 1_000
 _UNDER_WAY = 2_000
 """Messages sent and not yet acknowledged."""
 _MAX_REQUEST_BYTES = 10 * 1024 * 1024
@@ -92,48 +104,157 @@ class ReplayLane:
         )
 
 
+@dataclass(slots=True)
+class Tally:
+    """What became of a file's records: each is a flow, no flow record, or a dead letter.
+
+    Attributes:
+        not_flows: records that are sound and no flows, by kind.
+        dead: dead letters by reason; a message that cannot be taken apart counts as one record.
+        losses: records among ``not_flows`` by which the source reports loss, by kind.
+    """
+
+    flows: int = 0
+    not_flows: Counter[str] = field(default_factory=Counter)
+    dead: Counter[str] = field(default_factory=Counter)
+    losses: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def records(self) -> int:
+        """Return how many records were read."""
+        return self.flows + self.not_flows.total() + self.dead.total()
+
+    def add_others(self, decoded: Decoded) -> None:
+        """Count what is neither flow nor dead letter."""
+        self.not_flows.update(decoded.skipped)
+        self.losses.update(signal.kind for signal in decoded.signals)
+
+
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
 def read_file(path: Path, format_name: str = "canonical") -> Iterator[FileMessage]:
-    """Read a file message by message: ``.json`` value by value, ``.arrow`` in batches, anything else line by line.
+    """Read a file message by message: Arrow in batches, JSON that is not one record a line value by value, else lines.
 
-    gzip and zstd are told by the first bytes.
+    Compression, Arrow and JSON are told by the first bytes; names decide where those do not.
 
     Raises:
         ConfigurationError: the file cannot be read, or the format does not exist.
     """
     source_format(format_name)
+    head = head_of(path)
     try:
         with path.open("rb") as raw:
-            magic = raw.read(4)
-            raw.seek(0)
-            stream, kind = _unpacked(raw, magic, path)
-            if kind in {".arrow", ".arrows", ".ipc", ".feather"}:
+            stream = _unpacked(raw)
+            layout = _layout(head, _suffix(path))
+            if layout == "arrow":
                 messages = _arrow_messages(stream, path)
-            elif kind == ".json":
+            elif layout == "values":
                 messages = ((value, 1) for value in _json_values(stream))
             else:
                 messages = ((line, 1) for line in _lines(stream))
             for value, records in messages:
                 yield FileMessage(value, records, raw.tell())
     except (OSError, EOFError, pa.ArrowException) as error:
-        raise ConfigurationError(
-            f"{path} cannot be read: {short(getattr(error, 'strerror', None) or str(error))}"
-        ) from error
+        raise _unreadable(path, error) from error
 
 
-def _unpacked(raw: IO[bytes], magic: bytes, path: Path) -> tuple[IO[bytes], str]:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in {".gz", ".zst", ".zstd"}:
-        suffixes.pop()
-    kind = suffixes[-1] if suffixes else ""
-    if magic.startswith(_GZIP):
-        return cast(IO[bytes], gzip.GzipFile(fileobj=raw)), kind
-    if magic == _ZSTD:
+def head_of(path: Path) -> bytes:
+    """Return the first bytes of a file, unpacked.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as raw:
+            return _unpacked(raw).read(_HEAD_BYTES)
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
+def shape_of(path: Path) -> tuple[str, str]:
+    """Return how a file is packed (``gzip``, ``zstd``, ``plain``) and read (``arrow``, ``values``, ``lines``).
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    head = head_of(path)
+    with path.open("rb") as raw:
+        return _packing(raw.read(4)), _layout(head, _suffix(path))
+
+
+def format_for(path: Path, spelling: str) -> str:
+    """Return how to spell the format for this file: ``auto`` recognised, columns as its first lines name them.
+
+    Raises:
+        ConfigurationError: the file cannot be read, the format does not exist, or is not recognised.
+    """
+    source_format(spelling)
+    try:
+        return format_of_file(spelling, head_of(path))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path.name}: {error}") from error
+
+
+def holds_tenants(spelling: str) -> bool:
+    """Say whether flows of a format can name their tenant: those of producers cannot."""
+    return source_format(spelling).name.startswith("canonical")
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigurationError:
+    return ConfigurationError(f"{path} cannot be read: {short(getattr(error, 'strerror', None) or str(error))}")
+
+
+def _unpacked(raw: IO[bytes]) -> IO[bytes]:
+    packing = _packing(raw.read(4))
+    raw.seek(0)
+    if packing == "gzip":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+    if packing == "zstd":
         unpacked = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
-        return cast(IO[bytes], io.BufferedReader(unpacked, _BLOCK_BYTES)), kind
-    return raw, kind
+        return cast(IO[bytes], io.BufferedReader(unpacked, _BLOCK_BYTES))
+    return raw
+
+
+def _packing(magic: bytes) -> str:
+    if magic.startswith(_GZIP):
+        return "gzip"
+    is_zstd = magic == _ZSTD or (magic[1:] == _ZSTD_SKIPPABLE and 0x50 <= magic[0] <= 0x5F)
+    return "zstd" if is_zstd else "plain"
+
+
+def _suffix(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _PACKED_SUFFIXES:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _layout(head: bytes, suffix: str) -> Literal["arrow", "values", "lines"]:
+    """Return how a file is cut into messages.
+
+    JSON is read value by value where no line of its head is an object: a line that is damaged then costs one record
+    and not, as among values, all that follow it.
+    """
+    if suffix in _ARROW_SUFFIXES or head.startswith(_ARROW_STARTS):
+        return "arrow"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if suffix in _LINE_SUFFIXES or text[:1] not in (b"{", b"["):
+        return "lines"
+    if text[:1] == b"[":
+        return "values" if suffix == ".json" or text[1:].lstrip()[:1] in (b"{", b"]") else "lines"
+    lines = text.split(b"\n")
+    if len(lines) == 1 and len(head) == _HEAD_BYTES:  # cut off before its end
+        return "values" if suffix == ".json" else "lines"
+    return "lines" if any(line[:1] == b"{" and _is_json(line) for line in lines) else "values"
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        msgspec.json.decode(text, type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes]:
@@ -253,6 +374,7 @@ async def push_file(
     clock: Clock,
     speed: float | None = None,
     progress: ProgressCallback | None = None,
+    tally: Tally | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> int:
     """Push a file into the replay topic, in file order round robin over its partitions, and end each partition's input.
@@ -260,13 +382,21 @@ async def push_file(
     Args:
         speed: event time passes this many times as fast as the clock; ``None`` is as fast as it goes.
         progress: called with (bytes read, bytes in all) of the file.
+        tally: counts what the format makes of the records; what else the worker refuses (a tenant that may not come
+            from there, a time in the future) it does not know.
 
     Returns:
         How many flows were pushed, as the file counts them; those that cannot be read become dead letters.
 
     Raises:
-        ConfigurationError: the file cannot be read, the lane is not declared, or the broker does not take a record.
+        ConfigurationError: the file cannot be read, its format is not recognised or holds no tenant where none is
+            given, the lane is not declared, or the broker does not take a record.
     """
+    format_name = format_for(path, format_name)
+    if lane.tenant is None and not holds_tenants(format_name):
+        raise ConfigurationError(
+            f"format {source_format(format_name).name} holds no tenant: name the owner of the flows (--tenant)"
+        )
     declared = {declared.name for declared in settings.lanes}
     if not lane.name.startswith(REPLAY_PREFIX) and lane.name not in declared:
         raise ConfigurationError(
@@ -279,13 +409,25 @@ async def push_file(
         pacer = None if speed is None else Pacer(source_format(format_name), speed, clock, sleep)
         header = lane.header(clock.now_ms(), format_name)
         topic, total = settings.topics.name("replay"), path.stat().st_size
-        return await _push(producer, topic, read_file(path, format_name), header, pacer, progress, total)
+        messages = read_file(path, format_name)
+        if tally is not None:
+            messages = _tallied(messages, source_format(format_name), tally)
+        return await _push(producer, topic, messages, header, pacer, progress, total)
     except KafkaError as error:
         raise ConfigurationError(f"the broker did not take a record of {path}: {short(str(error))}") from error
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
     finally:
         await producer.stop()
+
+
+def _tallied(messages: Iterable[FileMessage], reading: SourceFormat, tally: Tally) -> Iterator[FileMessage]:
+    for chunk in _chunks(messages, _TALLIED_AT_ONCE):
+        decoded = reading.decode([message.value for message in chunk])
+        tally.flows += sum(len(run.message) for run in decoded.runs)
+        tally.dead.update(bad.reason.value for bad in decoded.rejected)
+        tally.add_others(decoded)
+        yield from chunk
 
 
 async def _push(
@@ -332,14 +474,20 @@ def local_records(
     flows_per_chunk: int = 4_000,
     on_dead_letter: Callable[[DeadLetter], None] | None = None,
     progress: ProgressCallback | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[LogRecord]:
     """Return the records that a file would become in a `tenant-log` of one partition, through the same decoding.
 
     The file is one source of one partition; its lines (or messages) are the offsets. The last record ends the input.
 
+    Args:
+        tally: counts what becomes of the file's records.
+
     Raises:
-        ConfigurationError: the file cannot be read, or the format does not exist.
+        ConfigurationError: the file cannot be read, or the format does not exist or is not recognised.
     """
+    format_name = format_for(path, format_name)
+    tally = Tally() if tally is None else tally
     wanted = lane or ReplayLane(f"{REPLAY_PREFIX}{path.name}")
     source = f"file#{path.name}"
     config = LaneConfig(
@@ -355,28 +503,51 @@ def local_records(
     tenant_from = "field" if wanted.tenant is None else f"fixed:{wanted.tenant}"
     topic = FlowTopic(topic=path.name, lane=wanted.name, format=format_name, tenant_from=tenant_from)
     reader = FlowReader(topic, source, config, targets=1)
+    reader.rules = replace(reader.rules, format=_Tallied(reader.rules.format, tally))
     offset, total = 0, path.stat().st_size if path.exists() else 0
-    for values, read_bytes in _chunks(read_file(path, format_name), flows_per_chunk):
+    for messages in _chunks(read_file(path, format_name), flows_per_chunk):
+        values = [message.value for message in messages]
         encoded = reader.encode(chunk_of(path.name, 0, offset, values), position_before(offset), "local", as_of_ms)
         offset += len(values)
-        for letter in encoded.dead_letters if on_dead_letter is not None else ():
-            on_dead_letter(letter)  # type: ignore[misc]
+        tally.flows += encoded.rows
+        for letter in encoded.dead_letters:
+            tally.dead[letter.reason.value] += 1
+            if on_dead_letter is not None:
+                on_dead_letter(letter)
         yield from map(decode_record, encoded.records[0])
         if progress is not None:
-            progress(read_bytes, total)
+            progress(messages[-1].read_bytes, total)
     end = position_before(offset)
     yield LogRecord("local", as_of_ms, (Progress(source, 0, end, end, (), ENDED),), lane=config, logic=LOGIC_VERSION)
 
 
-def _chunks(messages: Iterable[FileMessage], size: int) -> Iterator[tuple[list[bytes], int]]:
-    values: list[bytes] = []
-    read_bytes = flows = 0
+class _Tallied:
+    """A format that counts the records which are neither flows nor dead letters."""
+
+    def __init__(self, reading: SourceFormat, tally: Tally) -> None:
+        self._reading = reading
+        self._tally = tally
+
+    @property
+    def name(self) -> str:
+        return self._reading.name
+
+    def decode(self, values: Sequence[bytes]) -> Decoded:
+        decoded = self._reading.decode(values)
+        self._tally.add_others(decoded)
+        return decoded
+
+
+def _chunks(messages: Iterable[FileMessage], size: int) -> Iterator[list[FileMessage]]:
+    """Return messages in lists of about ``size`` records, fewer where they are large."""
+    chunk: list[FileMessage] = []
+    records = held_bytes = 0
     for message in messages:
-        values.append(message.value)
-        read_bytes = message.read_bytes
-        flows += message.records
-        if flows >= size:
-            yield values, read_bytes
-            values, flows = [], 0
-    if values:
-        yield values, read_bytes
+        chunk.append(message)
+        records += message.records
+        held_bytes += len(message.value)
+        if records >= size or held_bytes >= _CHUNK_BYTES:
+            yield chunk
+            chunk, records, held_bytes = [], 0, 0
+    if chunk:
+        yield chunk

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,15 +10,22 @@ import msgspec
 from rich.console import Console
 
 from deploy.commands.options import lane_options
+from deploy.file_report import format_line, tally_line
 from deploy.live_view import line_of, progress_bar
 from models.graph.machine import Machine
 from models.graph.output import Output
 from models.graph.summary import Summary
-from schemas.dead_letter import DeadLetter
+from schemas.dead_letter import DeadLetter, Reason
 from schemas.drift import Activity, DriftEvent
 from schemas.ocsf import encode_event
 from streams.clock import SystemClock
-from streams.replay import ReplayLane, local_records
+from streams.replay import ReplayLane, Tally, format_for, holds_tenants, local_records
+
+DEFAULT_TENANT = "default"
+"""Owner of flows of producers' formats, which hold no tenant."""
+
+_MANY_LATE = 0.01
+"""Share of the flows from which the order of the file is worth a word."""
 
 
 def run_backtest(
@@ -30,11 +36,12 @@ def run_backtest(
     as_of_ms: int,
     on_dead_letter: Callable[[DeadLetter], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[Output]:
     """Yield what each stretch of the file brings about, closed windows and events as the stream worker would."""
     machine = Machine()
     records = local_records(
-        file, format_name, lane, as_of_ms=as_of_ms, on_dead_letter=on_dead_letter, progress=progress
+        file, format_name, lane, as_of_ms=as_of_ms, on_dead_letter=on_dead_letter, progress=progress, tally=tally
     )
     for offset, record in enumerate(records):
         yield machine.apply(offset, record)
@@ -57,34 +64,53 @@ def backtest(
     as_json: bool,
     ocsf: bool,
 ) -> None:
-    """Read FILE (JSON lines, JSON or Arrow; gzip and zstd too) and say what would have been raised."""
+    """Read FILE, text, JSON or Arrow of any of the formats of `drift sources`, and say what would have been raised.
+
+    gzip and zstd are unpacked. Flows of formats that hold no tenant belong to `default`, unless --tenant names another.
+    """
+    spelling = format_for(file, format_name)
+    if tenant is None and not holds_tenants(spelling):
+        tenant = DEFAULT_TENANT
     lane = ReplayLane(f"replay:{file.name}", window, lateness, dict(thresholds), tenant)
     console = Console(stderr=as_json or ocsf)
-    summary, dead = Summary(), Counter[str]()
+    console.print(format_line(format_name, spelling), highlight=False, markup=False)
+    summary, tally = Summary(), Tally()
+    letters: list[DeadLetter] = []
 
-    def on_dead_letter(letter: DeadLetter) -> None:
-        dead[letter.reason.value] += 1
+    def keep_first(letter: DeadLetter) -> None:
+        if not letters:
+            letters.append(letter)
 
-    with progress_bar(Console(stderr=True), f"reading {file.name}") as progress:
-        outputs = run_backtest(
+    with progress_bar(Console(stderr=True), f"reading {file.name}", is_off=as_json or ocsf) as progress:
+        for output in run_backtest(
             file,
-            format_name,
+            spelling,
             lane,
             as_of_ms=SystemClock().now_ms(),
-            on_dead_letter=on_dead_letter,
+            on_dead_letter=keep_first,
             progress=progress,
-        )
-        for output in outputs:
+            tally=tally,
+        ):
             summary.add(output)
             for event in output.events:
                 _show(event, console, as_json, ocsf)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.findings.items())) or "none"
-    console.print(
-        f"{summary.flows:,} flows, {summary.windows:,} windows, {len(summary.edges):,} edges, "
-        f"{len(summary.tenants)} tenants, {summary.rows['late']:,} late, "
-        f"{sum(dead.values()) + summary.rows['dead']:,} dead letters\nfindings: {kinds}",
-        highlight=False,
-    )
+    for line in _report(tally, summary, letters[0] if letters else None):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _report(tally: Tally, summary: Summary, first: DeadLetter | None) -> Iterator[str]:
+    refused = summary.rows["dead"]  # by the state machine, of the flows that were read
+    if refused:
+        tally.flows -= refused
+        tally.dead[Reason.STATE_MACHINE.value] += refused
+    yield tally_line(tally)
+    if first is not None:
+        yield f"first dead letter: record {first.offset + 1}: {first.reason.value}: {first.detail}"
+    late = summary.rows["late"]
+    yield (f"{summary.windows:,} windows, {len(summary.edges):,} edges, {len(summary.tenants)} tenants, {late:,} late")
+    if late > tally.flows * _MANY_LATE:
+        yield "many are late: give --lateness, or event time as the file is ordered (time=end in the format's options)"
+    yield "findings: " + (", ".join(f"{count} {kind}" for kind, count in sorted(summary.findings.items())) or "none")
 
 
 def _show(event: DriftEvent, console: Console, as_json: bool, ocsf: bool) -> None:
