@@ -59,7 +59,7 @@ class Source:
 
     Attributes:
         fields: another value of the same kind there gives another value here.
-        also: fields that take part: without them, or with other words in them, it is another value.
+        also: fields that take part: without them, or with other words in them, it is another value, or unknown.
     """
 
     fields: list[str] = field(default_factory=list)
@@ -279,7 +279,7 @@ def _compare(was: Flow, now: Flow, name: str, near: bool, found: Explanation) ->
     for key in FLOW_KEYS:
         if now[key] != was[key]:
             source = found.sources.setdefault(key, Source())
-            if near:
+            if near and None not in (now[key], was[key]):
                 _note(source.fields, name)
                 if name in source.also:
                     source.also.remove(name)

@@ -76,6 +76,7 @@ def backtest(
     console.print(format_line(format_name, spelling), highlight=False, markup=False)
     summary, tally = Summary(), Tally()
     letters: list[DeadLetter] = []
+    printed: set[str] = set()
 
     def keep_first(letter: DeadLetter) -> None:
         if not letters:
@@ -93,7 +94,10 @@ def backtest(
         ):
             summary.add(output)
             for event in output.events:
-                _show(event, console, as_json, ocsf)
+                if as_json and not ocsf:
+                    _print_settled(event, printed)
+                else:
+                    _show(event, console, ocsf)
     for line in _report(tally, summary, letters[0] if letters else None):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -113,12 +117,19 @@ def _report(tally: Tally, summary: Summary, first: DeadLetter | None) -> Iterato
     yield "findings: " + (", ".join(f"{count} {kind}" for kind, count in sorted(summary.findings.items())) or "none")
 
 
-def _show(event: DriftEvent, console: Console, as_json: bool, ocsf: bool) -> None:
+def _show(event: DriftEvent, console: Console, ocsf: bool) -> None:
     if ocsf:
         sys.stdout.buffer.write(encode_event(event) + b"\n")
-    elif as_json:
-        # Settled: a Create at its window's close, or the one Update that settles an early Create.
-        if not event.is_early and event.activity is not Activity.CLOSE:
-            sys.stdout.write(json.dumps(msgspec.to_builtins(event)) + "\n")
     else:
         console.print(line_of(event), soft_wrap=True)
+
+
+def _print_settled(event: DriftEvent, printed: set[str]) -> None:
+    """Print a finding once, with its settled numbers: a Create at its window's close, or what settles an early one.
+
+    A finding that goes on is updated later; those updates are no findings of their own.
+    """
+    if event.is_early or event.activity is Activity.CLOSE or event.finding_id in printed:
+        return
+    printed.add(event.finding_id)
+    sys.stdout.write(json.dumps(msgspec.to_builtins(event)) + "\n")

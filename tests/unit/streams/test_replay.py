@@ -17,7 +17,18 @@ from schemas.tenant_log import ENDED, LogRecord
 from schemas.topics import HEADER_END, HEADER_LANE
 from streams import replay
 from streams.ingest.lanes import read_header
-from streams.replay import CUT_BYTES, MAX_LINE_BYTES, Pacer, ReplayLane, local_records, push_file, read_file
+from streams.replay import (
+    CUT_BYTES,
+    MAX_LINE_BYTES,
+    Pacer,
+    ReplayLane,
+    Tally,
+    format_for,
+    local_records,
+    push_file,
+    read_file,
+    shape_of,
+)
 from streams.sources.registry import source_format
 
 FLOWS = [{"time_ms": 1_000 * i, "src": f"s{i}", "dst": "ü", "tenant": "acme"} for i in range(7)]
@@ -155,6 +166,120 @@ def test_a_file_that_cannot_be_read_is_named(problem: str, tmp_path: Path) -> No
         list(read_file(path, name))
 
 
+# -- producers' files --------------------------------------------------------------------------------------------------
+
+ZEEK = b"""#separator \\x09
+#path\tconn
+#fields\tts\tproto\tid.resp_h\tid.resp_p\tid.orig_h\tid.orig_p\tconn_state\torig_bytes
+1713484795.9\ttcp\t10.0.0.2\t22\t10.0.0.1\t40000\tSF\t7
+1713484796.9\ttcp\t10.0.0.2\t22\t10.0.0.1\t40000\tSF
+XX\ttcp\t10.0.0.2\t22\t10.0.0.1\t40000\tSF\t7
+#close\t2024-04-19-01-00-00
+"""
+EVE = [
+    {"event_type": "dns", "timestamp": "2024-04-19T00:00:00Z"},
+    {"event_type": "flow", "src_ip": "10.0.0.1", "dest_ip": "10.0.0.2", "flow": {"start": "2024-04-19T00:00:00Z"}},
+]
+
+
+def zeek_file(tmp_path: Path, compression: str = "none") -> Path:
+    return write(tmp_path / "conn.log", ZEEK, compression)
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("spelling", ["zeek-conn", "auto", "zeek-conn?time=end"])
+def test_a_log_is_read_by_the_columns_its_header_names_and_every_line_counted(
+    spelling: str, compression: str, tmp_path: Path
+) -> None:
+    path = zeek_file(tmp_path, compression)
+    tally = Tally()
+    records = list(local_records(path, spelling, ReplayLane("replay:x", tenant="t"), tally=tally))
+    assert flows_of(records) == [("t", "ip:10.0.0.1", "ip:10.0.0.2")]
+    assert (tally.flows, dict(tally.not_flows), dict(tally.dead)) == (
+        1,
+        {"header": 4},
+        {"malformed": 1, "invalid-value": 1},
+    )
+    assert tally.records == ZEEK.count(b"\n")
+    fields = "ts,proto,id.resp_h,id.resp_p,id.orig_h,id.orig_p,conn_state,orig_bytes"
+    assert f"fields={fields}" in format_for(path, spelling)
+    assert format_for(path, format_for(path, spelling)) == format_for(path, spelling)
+
+
+def test_columns_that_are_told_win_over_the_file_and_auto_names_what_it_cannot_tell(tmp_path: Path) -> None:
+    told = "zeek-conn?fields=ts,id.orig_h,id.resp_h"
+    assert format_for(zeek_file(tmp_path), told) == told
+    path = write(tmp_path / "a.csv", b"a,b\n1,2\n", "none")
+    with pytest.raises(ConfigurationError, match=r"a.csv: the format of the file cannot be told"):
+        format_for(path, "auto")
+
+
+def test_other_logs_are_counted_by_name_and_losses_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "eve.json", b"".join(json.dumps(event).encode() + b"\n" for event in EVE * 3), "none")
+    tally = Tally()
+    list(local_records(path, "auto", ReplayLane("replay:x", tenant="t"), flows_per_chunk=2, tally=tally))
+    assert (tally.flows, dict(tally.not_flows), tally.dead.total()) == (3, {"dns": 3}, 0)
+    lost = {"lost_events": {"source": "PERF_EVENT_RING_BUFFER", "num_events_lost": 5}, "node_name": "n"}
+    path = write(tmp_path / "hubble.json", json.dumps(lost).encode(), "none")
+    tally = Tally()
+    list(local_records(path, "hubble", ReplayLane("replay:x", tenant="t"), tally=tally))
+    assert dict(tally.losses) == {"lost_events:PERF_EVENT_RING_BUFFER": 1} and dict(tally.not_flows) == {
+        "lost_events": 1
+    }
+
+
+@pytest.mark.parametrize(("name", "compression"), [("a.log.gz", "none"), ("a.jsonl", "gzip"), ("a.gz", "zstd")])
+def test_compression_is_told_by_the_first_bytes_and_not_by_the_name(
+    name: str, compression: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "packed", LINES, compression)
+    path = path.rename(tmp_path / name)
+    assert b"".join(message.value + b"\n" for message in read_file(path)) == LINES
+    assert shape_of(path) == ("plain" if compression == "none" else compression, "lines")
+
+
+def test_several_frames_are_one_file_whatever_the_first_holds(tmp_path: Path) -> None:
+    skippable = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"  # as pzstd begins
+    middle = LINES.index(b"\n", len(LINES) // 2) + 1
+    parts = [
+        write(tmp_path / f"{n}", part, "zstd").read_bytes() for n, part in enumerate((LINES[:middle], LINES[middle:]))
+    ]
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(skippable + parts[0] + parts[1])
+    assert b"".join(message.value + b"\n" for message in read_file(path)) == LINES
+
+
+def test_a_damaged_line_of_a_json_file_costs_one_record(tmp_path: Path) -> None:
+    first, rest = LINES.split(b"\n", 1)
+    tally = Tally()
+    records = list(local_records(write(tmp_path / "a.json", first[:20] + b"\n" + rest, "none"), tally=tally))
+    assert len(flows_of(records)) == tally.flows == len(FLOWS) - 1
+    assert dict(tally.dead) == {"malformed": 1}
+
+
+def test_arrow_is_told_by_its_first_bytes(tmp_path: Path) -> None:
+    path = write(tmp_path / "flows", FILES["stream.arrow"], "zstd")
+    assert shape_of(path) == ("zstd", "arrow")
+    assert len(flows_of(list(local_records(path, "auto")))) == len(FLOWS)
+
+
+@pytest.mark.parametrize(
+    ("data", "layout"),
+    [
+        (b"", "lines"),
+        (b"  \n\xef\xbb\xbf", "lines"),
+        (b"[2024-04-19T00:00:00Z] text", "lines"),
+        (b'[{"a": 1}]', "values"),
+        (b'{"a": 1}', "lines"),
+        (b'{"a": 1}{"b": 2}', "values"),
+        (b'{\n "a": 1\n}', "values"),
+        (b'{"a":"' + b"x" * 70_000 + b'"}', "lines"),
+    ],
+)
+def test_a_file_is_cut_by_what_it_holds(data: bytes, layout: str, tmp_path: Path) -> None:
+    assert shape_of(write(tmp_path / "a.log", data, "none")) == ("plain", layout)
+
+
 # -- pushing -----------------------------------------------------------------------------------------------------------
 
 
@@ -259,3 +384,22 @@ async def test_a_lane_that_is_not_declared_is_refused(producer: FakeProducer, tm
         await push_file(Settings(), path, "canonical", ReplayLane("x"), clock=FakeClock())
     await push_file(Settings(), path, "canonical", ReplayLane("default"), clock=FakeClock())
     assert producer.sent
+
+
+async def test_a_producers_file_goes_with_its_columns_and_is_counted(producer: FakeProducer, tmp_path: Path) -> None:
+    path, tally = zeek_file(tmp_path, "zstd"), Tally()
+    lane = ReplayLane("replay:x", tenant="t")
+    pushed = await push_file(Settings(), path, "auto", lane, clock=FakeClock(), tally=tally)
+    assert pushed == tally.records == ZEEK.count(b"\n")
+    assert (tally.flows, dict(tally.not_flows), tally.dead.total()) == (1, {"header": 4}, 2)
+    header = read_header(producer.sent[0][2][HEADER_LANE])
+    assert header.format == format_for(path, "auto") != "auto"
+    values = [value for _, value, headers in producer.sent if HEADER_END not in headers]
+    assert b"\n".join(values) + b"\n" == ZEEK
+    assert sum(len(run.message) for run in source_format(header.format).decode(values).runs) == 1
+
+
+async def test_a_producers_file_needs_an_owner(producer: FakeProducer, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="format zeek-conn holds no tenant: name the owner"):
+        await push_file(Settings(), zeek_file(tmp_path), "auto", ReplayLane("replay:x"), clock=FakeClock())
+    assert not producer.sent

@@ -1,0 +1,195 @@
+"""Real traffic through `drift backtest`, as a user runs it: how many findings an hour, which, and the worst of them.
+
+    python -m tests.bench.real_backtests DIR
+
+DIR holds nezha_*_calls_*.parquet (calls between services: ts_us, src, dst, server_us, client_us) and
+zeek_conn_rita_*.parquet (a sensor's connections, in Zeek's columns). They are written as producers write them, calls as
+canonical JSON lines, connections as a conn.log in the order in which Zeek writes it, when a connection ends; then the
+command runs on them with the settings it has by default. Nothing is tuned to these files.
+"""
+
+import argparse
+import gzip
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import cramjam
+import pyarrow.parquet as pq
+
+HOUR_MS = 3_600_000
+KNOWN_BAD = ("ip:73.54.23.243", "ip:64.225.56.201")
+"""Client and server of the open SSH session that the Zeek data is about."""
+SHOWN = 10
+GOAL_A_DAY = 50
+"""Findings a day after learning, at most: the goal for the sensor's data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A file and how the command reads it. ``span_ms``: of event time in it."""
+
+    path: Path
+    format: str
+    span_ms: int
+
+
+def write_calls(parquet: Path, folder: Path) -> Input:
+    """Write calls as canonical JSON lines, zstd. The latency is the caller's, else the callee's."""
+    table = pq.read_table(parquet, columns=["ts_us", "src", "dst", "server_us", "client_us"])
+    names = ("ts_us", "src", "dst", "server_us", "client_us")
+    rows = zip(*(table[name].to_pylist() for name in names), strict=True)
+    lines = [
+        json.dumps(
+            {
+                "time_ms": ts_us // 1_000,
+                "src": src,
+                "dst": dst,
+                "latency_us": server_us if client_us is None else client_us,
+            }
+        )
+        for ts_us, src, dst, server_us, client_us in rows
+    ]
+    path = folder / f"{parquet.stem}.jsonl.zst"
+    path.write_bytes(bytes(cramjam.zstd.compress("\n".join(lines).encode())))
+    times = table["ts_us"].to_pylist()
+    return Input(path, "canonical", (max(times) - min(times)) // 1_000)
+
+
+def write_connections(parquet: Path, folder: Path) -> Input:
+    """Write connections as Zeek's tab-separated log with its header, gzip, ordered by their end."""
+    table = pq.read_table(parquet)
+    rows = table.to_pylist()
+    rows.sort(key=lambda row: row["ts"] + (row["duration"] or 0.0))
+    header = ["#separator \\x09", "#set_separator\t,", "#empty_field\t(empty)", "#unset_field\t-", "#path\tconn"]
+    header.append("\t".join(["#fields", *table.column_names]))
+    lines = ["\t".join(_cell(row[name]) for name in table.column_names) for row in rows]
+    path = folder / f"{parquet.stem}.log.gz"
+    path.write_bytes(gzip.compress("\n".join([*header, *lines, ""]).encode(), compresslevel=1))
+    return Input(path, "zeek-conn?time=end", int((rows[-1]["ts"] - rows[0]["ts"]) * 1_000))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6f}" if isinstance(value, float) else str(value)
+
+
+def backtest(given: Input) -> tuple[list[dict[str, Any]], str, float]:
+    """Run the command; return findings, what it said at the end, and seconds.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    command = [sys.executable, "-m", "deploy.cli", "backtest", str(given.path), "--format", given.format, "--json"]
+    if given.format == "canonical":
+        command += ["--tenant", "default"]
+    began = time.perf_counter()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr, time.perf_counter() - began
+
+
+def by_hour(findings: Iterable[dict[str, Any]]) -> dict[int, Counter[str]]:
+    """Return how many findings of each kind there are by hour, in hours since the epoch."""
+    found: dict[int, Counter[str]] = {}
+    for finding in findings:
+        found.setdefault(finding["time_ms"] // HOUR_MS, Counter())[finding["kind"]] += 1
+    return dict(sorted(found.items()))
+
+
+def ranked(findings: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return findings by risk, the highest first; of equal ones the earliest."""
+    return sorted(findings, key=lambda finding: (-finding["risk_score"], finding["time_ms"], finding["finding_id"]))
+
+
+def concerns(finding: dict[str, Any], client: str, server: str) -> bool:
+    """Say whether a finding is about a pair: its subject, or one of the edges it lists."""
+    pairs = [(finding["src"], finding["dst"]), *((edge["src"], edge["dst"]) for edge in finding["edges"])]
+    return (client, server) in pairs
+
+
+def most_in_a_day(findings: Iterable[dict[str, Any]]) -> int:
+    """Return the largest number of findings within 24 hours."""
+    times = sorted(finding["time_ms"] for finding in findings)
+    most = first = 0
+    for last, time_ms in enumerate(times):
+        while times[first] <= time_ms - 24 * HOUR_MS:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def report(given: Input, findings: list[dict[str, Any]], said: str, took_s: float) -> None:
+    """Print what a run found."""
+    hours = max(given.span_ms / HOUR_MS, 1e-9)
+    print(f"\n== {given.path.name}: {hours:.1f} h, as {given.format}, {took_s:.1f} s")
+    print("".join(f"   {line}\n" for line in said.strip().splitlines()), end="")
+    kinds = Counter(finding["kind"] for finding in findings)
+    for kind, count in kinds.most_common():
+        print(f"   {kind:<20} {count:>6,}  {count / hours:8.2f} an hour")
+    alerts = sum(finding["is_alert"] for finding in findings)
+    print(f"   {'all':<20} {len(findings):>6,}  {len(findings) / hours:8.2f} an hour; {alerts:,} of them alerts")
+    print(f"   most within 24 hours: {most_in_a_day(findings):,}")
+    for hour, counts in by_hour(findings).items():
+        began = datetime.fromtimestamp(hour * 3_600, UTC)
+        listed = ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
+        print(f"   {began:%m-%d %H}h {counts.total():>6,}  {listed}")
+    print(f"   the {SHOWN} highest:")
+    for number, finding in enumerate(ranked(findings)[:SHOWN], start=1):
+        print(f"   {number:>4} {_line(finding)}")
+
+
+def _line(finding: dict[str, Any]) -> str:
+    when = datetime.fromtimestamp(finding["time_ms"] / 1_000, UTC)
+    return (
+        f"{when:%m-%d %H:%M:%S} risk {finding['risk_score']:>3} {finding['kind']:<18} "
+        f"{finding['src']} -> {finding['dst']}:{finding['port']}  {finding['title']}"
+    )
+
+
+def report_pair(findings: list[dict[str, Any]]) -> bool:
+    """Print the findings about the known bad pair; return whether there are any."""
+    ordered = ranked(findings)
+    about = [(rank, finding) for rank, finding in enumerate(ordered, start=1) if concerns(finding, *KNOWN_BAD)]
+    print(f"   known bad pair {' -> '.join(KNOWN_BAD)}: {len(about)} findings of {len(ordered):,}")
+    for rank, finding in about[:SHOWN]:
+        print(f"   {rank:>4} {_line(finding)}{'  (alert)' if finding['is_alert'] else ''}")
+    most = most_in_a_day(findings)
+    print(f"   goal of at most {GOAL_A_DAY} findings a day: {'met' if most <= GOAL_A_DAY else 'not met'} ({most:,})")
+    return bool(about)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert, run and print; return 1 if the known bad pair is not among the findings."""
+    parser = argparse.ArgumentParser(prog="real_backtests", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="Keep each run's findings there, as JSON lines.")
+    options = parser.parse_args(arguments)
+    missed = 0
+    with tempfile.TemporaryDirectory(prefix="drift-real-") as name:
+        given = [write_calls(path, Path(name)) for path in sorted(options.folder.glob("nezha_*_calls_*.parquet"))]
+        sensors = [write_connections(p, Path(name)) for p in sorted(options.folder.glob("zeek_conn_rita_*.parquet"))]
+        if not given and not sensors:
+            parser.error(f"{options.folder} holds neither nezha_*_calls_*.parquet nor zeek_conn_rita_*.parquet")
+        for one in (*given, *sensors):
+            findings, said, took_s = backtest(one)
+            report(one, findings, said, took_s)
+            if one in sensors:
+                missed += not report_pair(findings)
+            if options.keep is not None:
+                options.keep.mkdir(parents=True, exist_ok=True)
+                lines = "".join(json.dumps(finding) + "\n" for finding in findings)
+                (options.keep / f"{one.path.name}.findings.jsonl").write_text(lines)
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
