@@ -9,6 +9,7 @@ from types import FrameType
 from tests.simulation.running import run_seed
 from tests.simulation.simulator import quiet
 
+_BLOCK = 100
 _STAGES = (  # the first that stands in the stack takes the sample
     ("replay by the judge", "verdict.py", "_replay"),
     ("judge, the rest", "verdict.py", "judge"),
@@ -47,15 +48,24 @@ def main() -> None:
         signal.signal(signal.SIGPROF, sample)
         signal.setitimer(signal.ITIMER_PROF, 0.004, 0.004)
     started_s, cpu_s, effects, failed = time.perf_counter(), time.process_time(), [], 0
+    blocks_ms, block_s, with_two = [], cpu_s, 0
     for seed in range(options.seeds):
         verdict = run_seed(seed)
         effects.append(verdict.effects)
+        with_two += verdict.open_windows >= 2
         failed += not verdict.is_exact
+        if seed % _BLOCK == _BLOCK - 1:
+            now_s = time.process_time()
+            blocks_ms.append((now_s - block_s) / _BLOCK * 1000)
+            block_s = now_s
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - started_s
     signal.setitimer(signal.ITIMER_PROF, 0.0)
     each_ms = cpu_s / options.seeds * 1000
     print(f"{options.seeds} schedules, {failed} failed, {min(effects)} to {max(effects)} effects each")
+    print(f"{with_two / options.seeds:.1%} of them with two open windows or more in one partition")
     print(f"{each_ms:.1f} ms of CPU a schedule: {60_000 / each_ms:,.0f} a minute on one core (elapsed {wall_s:.1f} s)")
+    if blocks_ms:
+        print(f"the quickest {_BLOCK}: {min(blocks_ms):.1f} ms")
     for stage, count in samples.most_common():
         print(f"{count / samples.total() * each_ms:7.2f} ms  {stage}")
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import heapq
-from asyncio import events
+from asyncio import events, tasks
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
@@ -23,6 +23,10 @@ class _Timer:
         self.is_cancelled = True
 
 
+def _forget(_: Any) -> None:
+    """Do not list a task for `asyncio.all_tasks`: nobody asks, and a weak set costs more than our tasks do."""
+
+
 class VirtualLoop:
     """The part of an event loop that our code and asyncio's own use; it runs callbacks in order, then jumps to a timer.
 
@@ -31,7 +35,7 @@ class VirtualLoop:
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self._ready: deque[_Timer] = deque()
+        self._ready: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._timers: list[tuple[float, int, _Timer]] = []
         self._numbers = 0
         self.errors: list[BaseException] = []
@@ -50,10 +54,9 @@ class VirtualLoop:
     def is_closed(self) -> bool:
         return False
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> _Timer:
-        timer = _Timer(callback, args)
-        self._ready.append(timer)
-        return timer
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> None:
+        """Run it next. There is no handle: whatever asyncio itself schedules it never cancels."""
+        self._ready.append((callback, args))
 
     def call_later(
         self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
@@ -96,13 +99,14 @@ class VirtualLoop:
         """Run everything that is due until then."""
         running = events._get_running_loop()
         events._set_running_loop(cast(Any, self))
+        known: Any = vars(tasks)["_all_tasks"]
+        known.add = _forget
         ready, timers = self._ready, self._timers
         try:
             while True:
                 while ready:
-                    timer = ready.popleft()
-                    if not timer.is_cancelled:
-                        timer.callback(*timer.args)
+                    callback, args = ready.popleft()
+                    callback(*args)
                 if not timers or timers[0][0] > end_s:
                     break
                 when, _, timer = heapq.heappop(timers)
@@ -112,6 +116,7 @@ class VirtualLoop:
                     timer.callback(*timer.args)
         finally:
             events._set_running_loop(running)
+            del known.add
         if end_s != float("inf"):
             self.now_s = max(self.now_s, end_s)
 

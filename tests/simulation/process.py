@@ -22,6 +22,7 @@ from streams.producing import AcknowledgedProducer
 from streams.sinks.writer import Message, PartitionWriter, Poison
 from tests.simulation.broker import Headers, TopicPartition
 from tests.simulation.clickhouse import SimulatedClient
+from tests.simulation.lineage import follow
 from tests.simulation.loop import Died
 from tests.simulation.scenario import IDLE_MS
 
@@ -32,13 +33,14 @@ FLOWS, CONTROLS, LOG, STATE = "flows", "drift-controls", "tenant-log", "tenant-s
 EVENTS, WINDOWS, DEAD_LETTERS = "drift-events", "graph-windows", "flows-dead-letter"
 SINK_TOPICS = (EVENTS, WINDOWS)
 TICK_S = 4.0
-STATEMENT_EVERY_MS = 10_000
+STATEMENT_EVERY_MS = 18_000
 
 
 class Silence:
     """Metrics that nobody reads."""
 
     def __getattr__(self, name: str) -> "Silence":
+        setattr(self, name, self)  # the next one finds it
         return self
 
     def labels(self, *_: str) -> "Silence":
@@ -49,6 +51,9 @@ class Silence:
         """Count nothing."""
 
     set = observe = inc
+
+
+SILENCE: Any = Silence()
 
 
 @dataclass(slots=True, eq=False)
@@ -183,7 +188,7 @@ class Process:
 
     def _build(self, accept_loss: bool) -> None:
         sim, variant = self.sim, self.sim.variant
-        metrics: Any = Silence()
+        metrics = SILENCE
         self._metrics = metrics
         producer = AcknowledgedProducer(_Producer(self), metrics)
         self.acknowledged = producer
@@ -499,6 +504,7 @@ class Process:
                 self._metrics,
                 self.sim.scenario.checkpoint_every_ms,
             )
+            self.sim.lineages.setdefault(number, []).append(follow(partition))
         if partition.is_recovered:
             start = await partition.recover()
         else:

@@ -187,7 +187,7 @@ def _messages(
         value = texts[0] if len(texts) == 1 else "[" + ",".join(texts) + "]"
         dead = (0,) if rows[0].fate == DEAD else ()
         messages.append(Message(at_s, partition, value.encode(), rows, dead))
-    for _ in range(rng.choice((0, 1, 1, 2))):  # a call that both ends report, one after the other
+    for _ in range(rng.choice((0, 1, 1))):  # a call that both ends report, one after the other
         at_s, later_s = rng.random() * (PRODUCE_S - 4.0), rng.random() * 2.5
         at_s += RESTART_S if stops_s is not None and at_s > stops_s - 2.5 else 0.0
         partition, tenant = rng.randrange(SOURCES), tenants[rng.random() < 0.5]
@@ -210,7 +210,7 @@ def draw(seed: int) -> Scenario:
     scenario.max_record_bytes = 400 if rng.random() < 0.15 else scenario.max_record_bytes
     scenario.fetch_s = rng.choice((2.0, 5.0, 8.0))
     scenario.learning_windows = rng.choice((0, 0, 1))
-    scenario.checkpoint_every_ms = rng.choice((4_000, 8_000, 14_000))
+    scenario.checkpoint_every_ms = rng.choice((6_000, 12_000, 20_000))
     scenario.real_rows = seed % 16 == 5
     if rng.random() < 0.2:
         value = json.dumps({"learning_windows": rng.randrange(3)}).encode()
@@ -225,7 +225,7 @@ def _draw_faults(rng: random.Random, scenario: Scenario) -> None:
         return from_s, from_s + 1.0 + rng.random() * longest_s
 
     for _ in range(rng.choice((0, 1, 2, 2, 3))):
-        scenario.crashes[rng.randrange(1, rng.choice((40, 120)))] = rng.choice(("before", "after", "after", "wire"))
+        scenario.crashes[rng.randrange(1, rng.choice((40, 90)))] = rng.choice(("before", "after", "after", "wire"))
     for _ in range(rng.choice((0, 0, 1))):
         scenario.recrash.append((rng.randrange(1, 15), rng.choice(("before", "after", "wire"))))
     if rng.random() < 0.3:

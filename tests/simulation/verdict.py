@@ -107,12 +107,12 @@ def judge(sim: Simulator) -> Verdict:
 def _replay(sim: Simulator, verdict: Verdict) -> _Reference | None:
     output = Output()
     for partition in range(PARTITIONS):
-        machine = Machine()
+        machine, done = _begun(sim, partition, output, verdict)
         for number, era in enumerate(sim.eras):
             if number:
                 output.extend(machine.begin_incarnation())
             last = era.applied.get(partition, -1) if number < len(sim.eras) - 1 else 1 << 60
-            for record in era.logs[shell.LOG, partition].records:
+            for record in era.logs[shell.LOG, partition].records[done:]:
                 if record.offset > last or record.value is None:
                     break
                 try:
@@ -143,10 +143,27 @@ def _replay(sim: Simulator, verdict: Verdict) -> _Reference | None:
         order[event.finding_id].append(event.event_id)
     windows: dict[tuple[Any, ...], bytes] = {}
     for window in output.windows:
-        for chunk in chunk_window(window):
+        _, chunks = sim.cut.get(id(window), (None, None))
+        for chunk in chunks or chunk_window(window):
             windows[_identity(chunk)] = encode_chunk(chunk)
     dead = {(letter.partition, letter.position) for letter in output.dead}
     return _Reference(events, order, windows, dead, output.counts)
+
+
+def _begun(sim: Simulator, partition: int, output: Output, verdict: Verdict) -> tuple[Machine, int]:
+    """Return the machine to replay a partition of the log with, and how many records it has applied: see `lineage`."""
+    if sim.is_replayed_in_full:
+        return Machine(), 0
+    kept = sim.machines().get(partition)  # stays as it is: its offset says whether the partition is stuck
+    end = sim.broker.logs[shell.LOG, partition].end
+    usable = [one for one in sim.lineages.get(partition, ()) if one.machine is not kept or one.length == end]
+    furthest = max(usable, key=lambda one: one.length, default=None)
+    if furthest is None or not furthest.length:
+        return Machine(), 0
+    for part in furthest.outputs:
+        output.extend(part)
+    verdict.open_windows = max(verdict.open_windows, furthest.open_windows)
+    return furthest.machine, furthest.length
 
 
 def _identity(chunk: Any) -> tuple[Any, ...]:
