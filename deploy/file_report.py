@@ -1,8 +1,10 @@
-"""What `drift replay` and `drift backtest` say of the file they read. Pure."""
+"""What `drift replay` and `drift backtest` say of the file they read."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from streams.replay import Tally
+from schemas.errors import ConfigurationError
+from streams.replay import Tally, format_for
 from streams.sources.registry import AUTO, split_spelling
 
 
@@ -23,6 +25,17 @@ def tally_line(tally: Tally) -> str:
         f"{tally.not_flows.total():,} not flow records{_bracketed(tally.not_flows)}, "
         f"{tally.dead.total():,} dead letters{_bracketed(tally.dead)}{losses}"
     )
+
+
+def hint_line(file: Path, spelling: str, tally: Tally) -> str | None:
+    """Return a word on the format where it made nothing of any record, and the file looks like another."""
+    if tally.flows or tally.not_flows or not tally.dead:
+        return None
+    try:
+        other = split_spelling(format_for(file, AUTO))[0]
+    except ConfigurationError:
+        return None
+    return None if other == split_spelling(spelling)[0] else f"the file looks like {other}: try --format {other}"
 
 
 def _bracketed(counts: Mapping[str, int]) -> str:

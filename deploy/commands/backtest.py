@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 
 from deploy.commands.options import lane_options
-from deploy.file_report import format_line, tally_line
+from deploy.file_report import format_line, hint_line, tally_line
 from deploy.live_view import line_of, progress_bar
 from models.graph.machine import Machine
 from models.graph.output import Output
@@ -100,6 +100,9 @@ def backtest(
                     _show(event, console, ocsf)
     for line in _report(tally, summary, letters[0] if letters else None):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    hint = hint_line(file, spelling, tally)
+    if hint is not None:
+        console.print(hint, highlight=False, markup=False, soft_wrap=True)
 
 
 def _report(tally: Tally, summary: Summary, first: DeadLetter | None) -> Iterator[str]:

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from deploy.commands.options import lane_options
-from deploy.file_report import format_line, tally_line
+from deploy.file_report import format_line, hint_line, tally_line
 from deploy.live_view import progress_bar
 from schemas.settings import load_settings
 from streams.clock import SystemClock
@@ -66,3 +66,6 @@ def replay(
         click.echo(json.dumps({"lane": lane.name, "format": spelling, **counts, "losses": tally.losses}))
     else:
         click.echo(f"{tally_line(tally)}\n{tally.flows:,} flows pushed into lane {lane.name}")
+        hint = hint_line(file, spelling, tally)
+        if hint is not None:
+            click.echo(hint)

@@ -171,7 +171,7 @@ def _origin(source: Source | None, value: Any) -> str:
         return ""
     if value is None:
         return f"; another {' or '.join((*source.fields, *source.also))} could give one"
-    also = f" ({', '.join(source.also)} take part)" if source.also and source.fields else ""
+    also = f" (with {', '.join(source.also)})" if source.also and source.fields else ""
     return f"  <- {', '.join(source.fields or source.also)}{also}"
 
 

@@ -115,6 +115,14 @@ def test_what_the_state_machine_refuses_is_a_dead_letter_and_no_flow() -> None:
     assert first == "10 records: 7 flows, 0 not flow records, 3 dead letters (state-machine 3)"
 
 
+def test_a_wrong_format_is_told_by_what_the_file_looks_like(
+    log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, _ = drift(capsys, monkeypatch, "backtest", str(log))
+    assert "215 dead letters" in out and out.endswith("the file looks like zeek-conn: try --format zeek-conn\n")
+    assert "looks like" not in drift(capsys, monkeypatch, "backtest", str(log), "--format", "zeek-conn")[0]
+
+
 def test_the_report_counts_the_most_frequent_first() -> None:
     tally = Tally(3, Counter(dns=1, header=2), Counter({"malformed": 1_000}), Counter(skipdata=1))
     assert tally_line(tally) == (
