@@ -32,7 +32,8 @@ from streams.ingest.readers import FlowReader
 from streams.kafka_clients import make_producer
 from streams.result import short
 from streams.sources.format import Decoded, SourceFormat
-from streams.sources.registry import format_of_file, source_format
+from streams.sources.registry import format_of_file, source_format, split_spelling
+from streams.sources.text_records import HEADER
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """A longer line, or JSON value, is pushed cut off, so that it becomes one dead letter."""
@@ -199,6 +200,37 @@ def format_for(path: Path, spelling: str) -> str:
 def holds_tenants(spelling: str) -> bool:
     """Say whether flows of a format can name their tenant: those of producers cannot."""
     return source_format(spelling).name.startswith("canonical")
+
+
+class _Columns:
+    """Watches that the columns that a file's first lines name stay: each line is a message, and knows no others.
+
+    Lines after another header would be rejected at best; with as many columns in another order, misread.
+    """
+
+    def __init__(self, path: Path, spelling: str) -> None:
+        name, arguments = split_spelling(spelling)
+        self._named_in: Any = getattr(source_format(name), "for_file", None)
+        self._name = path.name
+        self._seen = 0
+        self._first = {} if self._named_in is None else dict(self._named_in(head_of(path)))
+        if any(arguments.get(key) != value for key, value in self._first.items()):
+            self._first = {}  # other columns were told: headers say nothing
+
+    def check(self, values: Sequence[bytes], *, has_headers: bool) -> None:
+        """Look at the next messages.
+
+        Raises:
+            ConfigurationError: one of them names other columns.
+        """
+        if has_headers and self._first:
+            for number, value in enumerate(values, start=self._seen + 1):
+                named = self._named_in(value)
+                if named and named != self._first:
+                    raise ConfigurationError(
+                        f"{self._name}: the columns change at record {number}: part the file there"
+                    )
+        self._seen += len(values)
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigurationError:
@@ -409,9 +441,7 @@ async def push_file(
         pacer = None if speed is None else Pacer(source_format(format_name), speed, clock, sleep)
         header = lane.header(clock.now_ms(), format_name)
         topic, total = settings.topics.name("replay"), path.stat().st_size
-        messages = read_file(path, format_name)
-        if tally is not None:
-            messages = _tallied(messages, source_format(format_name), tally)
+        messages = read_file(path, format_name) if tally is None else _tallied(path, format_name, tally)
         return await _push(producer, topic, messages, header, pacer, progress, total)
     except KafkaError as error:
         raise ConfigurationError(f"the broker did not take a record of {path}: {short(str(error))}") from error
@@ -421,9 +451,12 @@ async def push_file(
         await producer.stop()
 
 
-def _tallied(messages: Iterable[FileMessage], reading: SourceFormat, tally: Tally) -> Iterator[FileMessage]:
-    for chunk in _chunks(messages, _TALLIED_AT_ONCE):
-        decoded = reading.decode([message.value for message in chunk])
+def _tallied(path: Path, spelling: str, tally: Tally) -> Iterator[FileMessage]:
+    reading, columns = source_format(spelling), _Columns(path, spelling)
+    for chunk in _chunks(read_file(path, spelling), _TALLIED_AT_ONCE):
+        values = [message.value for message in chunk]
+        decoded = reading.decode(values)
+        columns.check(values, has_headers=bool(decoded.skipped[HEADER]))
         tally.flows += sum(len(run.message) for run in decoded.runs)
         tally.dead.update(bad.reason.value for bad in decoded.rejected)
         tally.add_others(decoded)
@@ -484,7 +517,8 @@ def local_records(
         tally: counts what becomes of the file's records.
 
     Raises:
-        ConfigurationError: the file cannot be read, or the format does not exist or is not recognised.
+        ConfigurationError: the file cannot be read, its columns change, or the format does not exist or is not
+            recognised.
     """
     format_name = format_for(path, format_name)
     tally = Tally() if tally is None else tally
@@ -504,10 +538,13 @@ def local_records(
     topic = FlowTopic(topic=path.name, lane=wanted.name, format=format_name, tenant_from=tenant_from)
     reader = FlowReader(topic, source, config, targets=1)
     reader.rules = replace(reader.rules, format=_Tallied(reader.rules.format, tally))
+    columns = _Columns(path, format_name)
     offset, total = 0, path.stat().st_size if path.exists() else 0
     for messages in _chunks(read_file(path, format_name), flows_per_chunk):
         values = [message.value for message in messages]
+        headers = tally.not_flows[HEADER]
         encoded = reader.encode(chunk_of(path.name, 0, offset, values), position_before(offset), "local", as_of_ms)
+        columns.check(values, has_headers=tally.not_flows[HEADER] > headers)
         offset += len(values)
         tally.flows += encoded.rows
         for letter in encoded.dead_letters:

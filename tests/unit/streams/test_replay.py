@@ -214,6 +214,21 @@ def test_columns_that_are_told_win_over_the_file_and_auto_names_what_it_cannot_t
         format_for(path, "auto")
 
 
+@pytest.mark.parametrize("spelling", ["zeek-conn", "zeek-conn?fields=ts,proto,id.orig_h,id.orig_p,id.resp_h,id.resp_p"])
+def test_a_file_whose_columns_change_is_refused_by_the_record_and_not_misread(spelling: str, tmp_path: Path) -> None:
+    turned = ZEEK.replace(b"id.orig", b"id.X").replace(b"id.resp", b"id.orig").replace(b"id.X", b"id.resp")
+    lane = ReplayLane("replay:x", tenant="t")
+    same = write(tmp_path / "same.log", ZEEK + ZEEK, "none")
+    assert len(list(local_records(same, spelling, lane, flows_per_chunk=2))) > 1
+    changed = write(tmp_path / "changed.log", ZEEK + turned, "none")
+    if "?" in spelling:  # columns were told: what the file says of them does not matter
+        assert list(local_records(changed, spelling, lane))
+        return
+    for size in (2, 100):
+        with pytest.raises(ConfigurationError, match=r"changed.log: the columns change at record 10: part the file"):
+            list(local_records(changed, spelling, lane, flows_per_chunk=size))
+
+
 def test_other_logs_are_counted_by_name_and_losses_too(tmp_path: Path) -> None:
     path = write(tmp_path / "eve.json", b"".join(json.dumps(event).encode() + b"\n" for event in EVE * 3), "none")
     tally = Tally()
@@ -403,3 +418,11 @@ async def test_a_producers_file_needs_an_owner(producer: FakeProducer, tmp_path:
     with pytest.raises(ConfigurationError, match="format zeek-conn holds no tenant: name the owner"):
         await push_file(Settings(), zeek_file(tmp_path), "auto", ReplayLane("replay:x"), clock=FakeClock())
     assert not producer.sent
+
+
+async def test_a_file_whose_columns_change_is_not_pushed(producer: FakeProducer, tmp_path: Path) -> None:
+    changed = write(tmp_path / "changed.log", ZEEK + ZEEK.replace(b"orig_bytes", b"resp_bytes"), "none")
+    lane = ReplayLane("replay:x", tenant="t")
+    with pytest.raises(ConfigurationError, match="the columns change at record 10"):
+        await push_file(Settings(), changed, "zeek-conn", lane, clock=FakeClock(), tally=Tally())
+    assert not producer.sent and not producer.running
