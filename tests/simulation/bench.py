@@ -11,7 +11,7 @@ from tests.simulation.simulator import quiet
 
 _BLOCK = 100
 _STAGES = (  # the first that stands in the stack takes the sample
-    ("replay by the judge", "verdict.py", "_replay"),
+    ("replay by the judge", "verdict.py", "replay"),
     ("judge, the rest", "verdict.py", "judge"),
     ("state machine: fold rows", "lane.py", "fold"),
     ("state machine: close windows", "closing.py", "_judge_index"),

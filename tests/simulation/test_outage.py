@@ -1,8 +1,12 @@
 """An owner that is gone for longer than the lateness, while other partitions go on."""
 
+import logging
+
+import pytest
+
 from tests.simulation import process as shell
 from tests.simulation.scenario import EPOCH_MS, LATENESS_MS, PROMPT, WINDOW_MS, Message, Row, Scenario
-from tests.simulation.simulator import Simulator, quiet
+from tests.simulation.simulator import Simulator
 from tests.simulation.verdict import judge
 
 TAKEOVER_S = 25.0
@@ -23,9 +27,9 @@ def _scenario(seed: int) -> Scenario:
     return Scenario(seed, messages, fetch_s=1.0, heal_s=56.0, takeover_s=(TAKEOVER_S, TAKEOVER_S))
 
 
-def test_rows_of_an_idle_partition_whose_owner_died_are_on_time() -> None:
+def test_rows_of_an_idle_partition_whose_owner_died_are_on_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert TAKEOVER_S * 1000 > LATENESS_MS
-    quiet()
+    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
     struck, wrong = 0, []
     for seed in range(40):
         sim = Simulator(_scenario(seed))

@@ -1,13 +1,16 @@
 """The simulator's own parts: virtual time, the group's fences, tokens, and input that tells its rows apart."""
 
 import asyncio
+import logging
 
 import pytest
 
 from tests.simulation.broker import Broker
 from tests.simulation.clickhouse import Store
 from tests.simulation.loop import Died, VirtualLoop
-from tests.simulation.scenario import DEAD, SOURCES, draw
+from tests.simulation.scenario import DEAD, PARTITIONS, SOURCES, draw
+from tests.simulation.simulator import Simulator
+from tests.simulation.verdict import Verdict, replay
 
 
 def test_sleep_costs_no_time_and_order_follows_from_virtual_time() -> None:
@@ -72,3 +75,20 @@ def test_every_schedule_has_what_it_takes() -> None:
         assert len({row.window for row in rows if row.fate != DEAD}) >= 2
         assert {message.partition for message in scenario.messages} <= set(range(SOURCES))
         assert scenario.messages == draw(seed).messages
+
+
+def test_what_machines_did_from_an_empty_state_is_the_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
+    taken_over = 0
+    for seed in range(1, 13):
+        found = []
+        for every in (1, 1 << 60):
+            monkeypatch.setattr("tests.simulation.simulator.FULL_REPLAY_EVERY", every)
+            sim = Simulator(draw(seed))
+            sim.run()
+            verdict = Verdict(seed, "sound", sim.effects)
+            found.append((replay(sim, verdict), verdict))
+        taken_over += sum(lineage.length for partition in range(PARTITIONS) for lineage in sim.lineages[partition])
+        assert found[0] == found[1]
+        assert found[0][0] is not None and found[0][0].windows
+    assert taken_over > 100

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from models.graph.machine import Machine
 from models.graph.output import Output
+from models.graph.snapshot import take
 from schemas.errors import DriftError, LossDetected
 from schemas.graph import chunk_window, decode_chunk, encode_chunk
 from schemas.ids import end_position, position_of
@@ -88,7 +89,7 @@ class _Reference(NamedTuple):
 def judge(sim: Simulator) -> Verdict:
     """Judge a schedule that has run."""
     verdict = Verdict(sim.scenario.seed, sim.variant.name, sim.effects)
-    reference = _replay(sim, verdict)
+    reference = replay(sim, verdict)
     if reference is None:
         return verdict
     _check_positions(sim, verdict)
@@ -104,7 +105,8 @@ def judge(sim: Simulator) -> Verdict:
 # -- the replay --------------------------------------------------------------------------------------------------------
 
 
-def _replay(sim: Simulator, verdict: Verdict) -> _Reference | None:
+def replay(sim: Simulator, verdict: Verdict) -> _Reference | None:
+    """Return what the pure core makes of the recorded logs, ``None`` if it cannot read them; see `lineage`."""
     output = Output()
     for partition in range(PARTITIONS):
         machine, done = _begun(sim, partition, output, verdict)
@@ -131,6 +133,11 @@ def _replay(sim: Simulator, verdict: Verdict) -> _Reference | None:
             if end and reached != end_position(end - 1):
                 verdict.stuck += 1
                 verdict.notes.append(f"tenant-log[{partition}]: flows[{source}] ends at {end}, reached {reached}")
+        owned = sim.machines().get(partition)
+        is_comparable = not done and owned is not None and owned.offset == machine.offset
+        if is_comparable and _state(owned) != _state(machine):
+            verdict.wrong_totals += 1
+            verdict.notes.append(f"tenant-log[{partition}]: its owner's state is not the replay's")
         if any(lane.windows for lane in machine.lanes.values()):
             verdict.stuck += 1
             verdict.notes.append(f"tenant-log[{partition}]: windows are still open at the end")
@@ -148,6 +155,10 @@ def _replay(sim: Simulator, verdict: Verdict) -> _Reference | None:
             windows[_identity(chunk)] = encode_chunk(chunk)
     dead = {(letter.partition, letter.position) for letter in output.dead}
     return _Reference(events, order, windows, dead, output.counts)
+
+
+def _state(machine: Machine | None) -> dict[str, bytes | None]:
+    return {} if machine is None else dict(take(machine, everything=True))
 
 
 def _begun(sim: Simulator, partition: int, output: Output, verdict: Verdict) -> tuple[Machine, int]:
