@@ -43,7 +43,7 @@ class KafkaSettings(_Frozen):
     client_id: str = "secureguard-drift"
     # aiokafka compresses lz4 at level 9: ten times the CPU of snappy for our columns.
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "snappy"
-    session_timeout_ms: int = Field(default=30_000, ge=6_000)
+    session_timeout_ms: int = Field(default=15_000, ge=6_000)
     rebalance_timeout_ms: int = Field(default=30_000, ge=1_000)
 
 
@@ -156,7 +156,8 @@ class WorkerSettings(_Frozen):
         metrics_port: where /metrics, /livez and /readyz are; ``None``: nowhere, 0: a free one. metrics_host: loopback
             unless told otherwise: there is no log-in.
         grace_ms: how long SIGTERM lets the worker finish; after it the process ends whatever it waits for.
-        hold_above_ms: ingest pauses while the graph side is this far behind; ``None``: half of `tenant-log`'s retention.
+        hold_above_ms: ingest pauses while the graph side is this far behind; ``None``: half of the retention of
+            `tenant-log`.
         lag_every_ms: how often lag is measured. metadata_every_ms: how often topics are looked at: have they grown?
     """
 

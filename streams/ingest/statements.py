@@ -7,7 +7,7 @@ from models.graph.logic import LOGIC_VERSION
 from schemas.tenant_log import ACTIVE, END_REACHED, ENDED, IDLE, PAUSED, LaneConfig, LogRecord, Progress
 from streams.ingest.columns import Clocks
 
-FRESH_MS = 10_000
+FRESH_MS = 3_000
 """A fetch answered longer ago says nothing about the end any more."""
 
 

@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from deploy.brokers.process import ServerProcess, free_port
 from schemas.settings import ClickHouseSettings
-from tests.faults.clickhouse_http import PASSWORD, USER, Answer, Engine, authentication_error, read_call, write_answer
+from tests.faults.clickhouse_http import PASSWORD, USER, Engine, authentication_error, read_call, write_answer
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
