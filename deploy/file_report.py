@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from schemas.errors import ConfigurationError
-from streams.replay import Tally, format_for
+from streams.log_files import format_for
+from streams.replay import Tally
 from streams.sources.registry import AUTO, split_spelling
 
 

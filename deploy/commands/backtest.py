@@ -19,7 +19,8 @@ from schemas.dead_letter import DeadLetter, Reason
 from schemas.drift import Activity, DriftEvent
 from schemas.ocsf import encode_event
 from streams.clock import SystemClock
-from streams.replay import ReplayLane, Tally, format_for, holds_tenants, local_records
+from streams.log_files import format_for, holds_tenants
+from streams.replay import ReplayLane, Tally, local_records
 
 DEFAULT_TENANT = "default"
 """Owner of flows of producers' formats, which hold no tenant."""

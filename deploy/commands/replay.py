@@ -13,7 +13,8 @@ from deploy.live_view import progress_bar
 from schemas.settings import load_settings
 from streams.clock import SystemClock
 from streams.kafka_clients import check_connection
-from streams.replay import ReplayLane, Tally, format_for, push_file
+from streams.log_files import format_for
+from streams.replay import ReplayLane, Tally, push_file
 
 
 @click.command(epilog="Example: drift replay flows.jsonl.gz --tenant acme --window 10s --speed 60")

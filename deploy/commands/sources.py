@@ -14,7 +14,7 @@ import click
 from deploy.source_catalogue import catalogue, examples_of
 from deploy.source_explanation import DEAD_LETTER, FLOW_KEYS, NOT_A_FLOW, Explanation, Source, explain, verdict_of
 from schemas.errors import ConfigurationError
-from streams.replay import format_for, read_file, shape_of
+from streams.log_files import format_for, read_file, shape_of
 from streams.sources.registry import AUTO, source_format, split_spelling
 
 _LOOKED_AT = 10_000

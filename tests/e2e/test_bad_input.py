@@ -18,7 +18,8 @@ from schemas.dead_letter import KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Reason
 from schemas.graph import MEASURE_INDEX, chunk_columns, decode_chunk
 from schemas.settings import FlowTopic, LaneSettings
 from streams.kafka_clients import make_admin
-from streams.replay import ARROW_ROWS, ReplayLane
+from streams.log_files import ARROW_ROWS
+from streams.replay import ReplayLane
 from tests.builders_clickhouse import ClickHouse
 from tests.e2e.pipeline import Results, following, is_stored, running, send_all
 from tests.e2e.test_live import MakeSettings, live_settings, now_ms

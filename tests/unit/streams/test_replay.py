@@ -15,20 +15,10 @@ from schemas.ids import end_position
 from schemas.settings import Settings
 from schemas.tenant_log import ENDED, LogRecord
 from schemas.topics import HEADER_END, HEADER_LANE
-from streams import replay
+from streams import log_files, replay
 from streams.ingest.lanes import read_header
-from streams.replay import (
-    CUT_BYTES,
-    MAX_LINE_BYTES,
-    Pacer,
-    ReplayLane,
-    Tally,
-    format_for,
-    local_records,
-    push_file,
-    read_file,
-    shape_of,
-)
+from streams.log_files import CUT_BYTES, MAX_LINE_BYTES, format_for, read_file, shape_of
+from streams.replay import Pacer, ReplayLane, Tally, local_records, push_file
 from streams.sources.registry import source_format
 
 FLOWS = [{"time_ms": 1_000 * i, "src": f"s{i}", "dst": "ü", "tenant": "acme"} for i in range(7)]
@@ -92,7 +82,7 @@ def test_an_arrow_file_is_read_and_a_packed_one_refused_with_advice(tmp_path: Pa
 
 
 def test_arrow_batches_are_cut_into_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "ARROW_ROWS", 3)
+    monkeypatch.setattr(log_files, "ARROW_ROWS", 3)
     messages = list(read_file(write(tmp_path / "a.arrow", FILES["stream.arrow"], "none")))
     assert [message.records for message in messages] == [3, 3, 1]
 
