@@ -128,7 +128,7 @@ class Embedded:
             clickhouse = self._settings.clickhouse
             client = await asyncio.to_thread(connect, clickhouse)
             await asyncio.to_thread(migrate, client, clickhouse.database, clickhouse.retention_days)
-            self._worker = Worker(self._settings, partial(connect, clickhouse), clock=self._clock)
+            self._worker = Worker(self._settings, partial(connect, clickhouse), clock=self._clock, broker_forgets=True)
             self._health = serve_health(self._worker)
             await self._worker.start()
             self._api = ApiThread(self._settings, listener)

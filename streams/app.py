@@ -59,6 +59,8 @@ class Worker:
 
     Args:
         connect: opens a ClickHouse client that may write; ``None`` leaves the sinks to other workers.
+        broker_forgets: the broker's logs end with this process (embedded), so a stop waits until ClickHouse has all
+            that was published: nobody could read it later.
     """
 
     def __init__(
@@ -67,8 +69,11 @@ class Worker:
         connect: Callable[[], Client] | None,
         metrics: Metrics | None = None,
         clock: Clock | None = None,
+        *,
+        broker_forgets: bool = False,
     ) -> None:
         self.settings = settings
+        self._broker_forgets = broker_forgets
         self.metrics = metrics or Metrics()
         self.clock = clock or SystemClock()
         self.standing = Standing(self.clock)
@@ -343,13 +348,25 @@ class Worker:
     async def _drain(self) -> None:
         if not self._is_running or self.app is None or self.app.crashed or self.ingest is None or self.graph is None:
             return
-        pause_partitions(self.app, self.app.consumer.assignment())
-        for sink in self.standing.sinks:
-            sink.finish()
+        to_sinks = {sink.topic for sink in self.standing.sinks} if self._broker_forgets else set()
+        pause_partitions(self.app, {tp for tp in self.app.consumer.assignment() if tp.topic not in to_sinks})
+        if not to_sinks:
+            for sink in self.standing.sinks:
+                sink.finish()
         await asyncio.gather(self.ingest.close(), self.graph.checkpoint_all())
+        if to_sinks:
+            while not self._is_all_stored():
+                await asyncio.sleep(POLL_S)
+            return
         ends_s = asyncio.get_running_loop().time() + SINKS_SHARE * self.settings.worker.grace_ms / 1000
         if not await self._within(self._sinks_finished, ends_s):
             logger.warning("ClickHouse has not taken what is under way: the next owner inserts it again")
+
+    def _is_all_stored(self) -> bool:
+        """Say whether ClickHouse has what this process published."""
+        stored = {sink.topic: sink.stored for sink in self.standing.sinks}
+        ends = self._acknowledged.ends.items()
+        return all(stored[topic].get(partition, 0) >= end for (topic, partition), end in ends if topic in stored)
 
     async def _sinks_finished(self) -> None:
         while any(sink.is_busy for sink in self.standing.sinks):

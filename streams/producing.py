@@ -18,11 +18,16 @@ Headers = Sequence[tuple[str, bytes]]
 
 
 class AcknowledgedProducer:
-    """Sends through an aiokafka producer and returns once all in-sync replicas have the record."""
+    """Sends through an aiokafka producer and returns once all in-sync replicas have the record.
+
+    Attributes:
+        ends: by (topic, partition), the offset behind the furthest record that was acknowledged.
+    """
 
     def __init__(self, producer: Any, metrics: Metrics) -> None:
         self._producer = producer
         self._metrics = metrics
+        self.ends: dict[tuple[str, int], int] = {}
 
     async def send(
         self, topic: str, partition: int | None, value: bytes | None, key: bytes | None = None, headers: Headers = ()
@@ -38,7 +43,10 @@ class AcknowledgedProducer:
                 metadata = await self._producer.send_and_wait(
                     topic, value=value, key=key, partition=partition, headers=list(headers)
                 )
-                return int(metadata.offset)
+                offset = int(metadata.offset)
+                at = topic, int(metadata.partition) if partition is None else partition
+                self.ends[at] = max(self.ends.get(at, 0), offset + 1)
+                return offset
             except KafkaError as error:
                 # aiokafka calls its own time-out final; for us a broker that is away is one that comes back.
                 if not (error.retriable or isinstance(error, KafkaTimeoutError | UnknownError)):

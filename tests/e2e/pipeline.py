@@ -200,9 +200,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
-    """Run a worker in this process, sinks included."""
-    worker = Worker(settings, partial(connect, settings.clickhouse))
+async def running(settings: Settings, **options: Any) -> AsyncIterator[Running]:
+    """Run a worker in this process, sinks included. ``options``: of `Worker`."""
+    worker = Worker(settings, partial(connect, settings.clickhouse), **options)
     run = None
     try:
         await worker.start()
