@@ -13,10 +13,12 @@ from schemas.dead_letter import DeadLetter, Reason
 from schemas.errors import ConfigurationError
 from schemas.ids import end_position
 from schemas.settings import Settings
-from schemas.tenant_log import ENDED, LogRecord
+from schemas.tenant_log import ENDED, LogRecord, Member
 from schemas.topics import HEADER_END, HEADER_LANE
 from streams import log_files, replay
+from streams.ingest.chunk import chunk_of
 from streams.ingest.lanes import read_header
+from streams.ingest.readers import ReplayReader
 from streams.log_files import CUT_BYTES, MAX_LINE_BYTES, format_for, read_file, shape_of
 from streams.replay import Pacer, ReplayLane, Tally, local_records, push_file
 from streams.sources.registry import source_format
@@ -416,3 +418,20 @@ async def test_a_file_whose_columns_change_is_not_pushed(producer: FakeProducer,
     with pytest.raises(ConfigurationError, match="the columns change at record 10"):
         await push_file(Settings(), changed, "zeek-conn", lane, clock=FakeClock(), tally=Tally())
     assert not producer.sent and not producer.running
+
+
+@pytest.mark.parametrize("spelling", ["auto", "zeek-conn?time=end"])
+async def test_the_worker_reads_what_was_pushed_by_the_files_columns(
+    spelling: str, producer: FakeProducer, tmp_path: Path
+) -> None:
+    tally = Tally()
+    lane = ReplayLane("replay:x", tenant="t")
+    await push_file(Settings(), zeek_file(tmp_path), spelling, lane, clock=FakeClock(), tally=tally)
+    rows, letters = 0, 0
+    for partition in range(3):
+        mine = [(value, tuple(headers.items())) for number, value, headers in producer.sent if number == partition]
+        chunk = chunk_of("flows-replay", partition, 0, [v for v, _ in mine], headers=[h for _, h in mine])
+        reader = ReplayReader("flows-replay", Member("flows-replay#1", 3), dict, 1, 1 << 20)
+        encoded = reader.encode(chunk, -1, "w", 1)
+        rows, letters = rows + encoded.rows, letters + len(encoded.dead_letters)
+    assert (rows, letters) == (tally.flows, tally.dead.total()) == (1, 2)
