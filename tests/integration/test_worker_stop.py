@@ -65,7 +65,7 @@ async def committed_offsets(settings: Settings, topic: str, count: int) -> dict[
 async def test_sigterm_under_load_commits_all_that_was_done_and_nothing_is_read_twice(
     apache_kafka: str, settings_for: MakeSettings, tmp_path: Path
 ) -> None:
-    # Small fetches, so that the signal comes in the middle of the load; if it ever does not, all else must hold still.
+    # Small fetches, so that the signal comes long before the end of the load: after some hundred messages of 6,000.
     settings = operated(settings_for(apache_kafka, partitions=PARTITIONS), grace_ms=30_000, max_fetch_bytes=1 << 14)
     messages = backlog(6_000)
     await ensure_topics(settings)
@@ -76,8 +76,7 @@ async def test_sigterm_under_load_commits_all_that_was_done_and_nothing_is_read_
         assert worker.wait(30) == 0, worker.said()
         assert "drift worker: stopped" in worker.said()
     done = await committed_offsets(settings, settings.flows[0].topic, PARTITIONS)
-    assert 0 < sum(done.values()) <= len(messages)
-    print(f"stopped after {sum(done.values())} of {len(messages)} messages")
+    assert 0 < sum(done.values()) < len(messages), "stopped in the middle of the load"
     await check_log(settings, done)
 
     with WorkerProcess(settings, tmp_path / "second") as worker:
