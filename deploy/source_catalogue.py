@@ -13,7 +13,7 @@ from typing import Any
 from schemas.ids import is_external
 from streams.sources.registry import ARGUMENTS, AUTO, FORMATS
 
-_CARRIES: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+IS_CARRIED: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "workload names": lambda flow: any("/" in flow[end] for end in ("src", "dst")),
     "names outside": lambda flow: any(is_external(flow[end]) for end in ("src", "dst")),
     "bytes, packets": lambda flow: "bytes_out" in flow or "bytes_in" in flow,
@@ -26,7 +26,7 @@ _CARRIES: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "reporting side": lambda flow: flow["side"] == 1,
 }
 LOSS_REPORTS = "loss reports"
-CARRIES = (*_CARRIES, LOSS_REPORTS)
+CARRIES = (*IS_CARRIED, LOSS_REPORTS)
 """Columns of the table in docs/sources/README.md."""
 
 OPTIONS = {
@@ -72,7 +72,7 @@ def catalogue() -> list[Entry]:
 def _carried(name: str) -> tuple[str, ...]:
     examples = examples_of(name)
     flows = [flow for example in examples for flow in example["flows"]]
-    carried = [what for what, has in _CARRIES.items() if any(map(has, flows))]
+    carried = [what for what, has in IS_CARRIED.items() if any(map(has, flows))]
     return (*carried, *([LOSS_REPORTS] if any(example["signals"] for example in examples) else []))
 
 

@@ -2,14 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deploy.source_catalogue import IS_CARRIED
 from schemas.flow import UNKNOWN
-from schemas.ids import is_external
 from streams.sources.format import Decoded
 from streams.sources.registry import ARGUMENTS, AUTO, FORMATS, format_of_file, source_format
 from tests.bench.fuzz_sources import FUZZED, as_seen, check, fuzz
@@ -77,19 +76,6 @@ def test_every_format_has_examples_good_and_bad() -> None:
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
-CARRIES: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "workload names": lambda f: any("/" in f[end] for end in ("src", "dst")),
-    "names outside": lambda f: any(is_external(f[end]) for end in ("src", "dst")),
-    "bytes, packets": lambda f: any(name in f for name in ("bytes_out", "bytes_in")),
-    "both ways in one": lambda f: "bytes_out" in f and "bytes_in" in f,
-    "replies folded": lambda f: f.get("continued") == 1,
-    "sampling": lambda f: f.get("sampling", 1) > 1,
-    "verdict": lambda f: "denied" in f,
-    "errors": lambda f: "errors" in f,
-    "latency": lambda f: "latency_us" in f,
-    "reporting side": lambda f: f["side"] == 1,
-}
-
 
 def table() -> dict[str, dict[str, bool]]:
     """The table of docs/sources/README.md: format, then what it carries."""
@@ -106,13 +92,13 @@ def table() -> dict[str, dict[str, bool]]:
 
 
 @pytest.mark.parametrize("name", PRODUCERS)
-@pytest.mark.parametrize("what", [*CARRIES, "loss reports"])
+@pytest.mark.parametrize("what", [*IS_CARRIED, "loss reports"])
 def test_the_table_says_what_a_format_carries(name: str, what: str) -> None:
     cases = cases_of(name)
     if what == "loss reports":
         carries = any(case["signals"] for case in cases)
     else:
-        carries = any(CARRIES[what](flow) for case in cases for flow in case["flows"])
+        carries = any(IS_CARRIED[what](flow) for case in cases for flow in case["flows"])
     assert table()[name][what] is carries
 
 

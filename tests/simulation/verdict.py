@@ -3,6 +3,7 @@ plain counting of what producers pushed, which shares no code with the pipeline.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -213,22 +214,27 @@ def _check_events(sim: Simulator, reference: _Reference, verdict: Verdict) -> No
                 if found[event_id] != record.value:
                     verdict.duplicated += 1
                     verdict.notes.append(f"event {event_id} says two things")
-    for event_id, value in reference.events.items():
-        if event_id not in found:
-            verdict.lost += 1
-            verdict.notes.append(f"event {event_id} is lost")
-        elif found[event_id] != value:
-            verdict.wrong_totals += 1
-            verdict.notes.append(f"event {event_id} differs from the replay")
-    unknown = found.keys() - reference.events.keys()
-    verdict.unexpected += len(unknown)
-    verdict.notes += [f"event {event_id} is unexpected" for event_id in sorted(unknown)]
+    _compare("event", found, reference.events, verdict)
     place = {event_id: number for number, event_id in enumerate(found)}
     for finding, ids in reference.order.items():
         places = [place[event_id] for event_id in ids if event_id in place]
         if places != sorted(places):
             verdict.wrong_totals += 1
             verdict.notes.append(f"events of finding {finding} are out of order")
+
+
+def _compare(what: str, found: Mapping[Any, bytes], expected: Mapping[Any, bytes], verdict: Verdict) -> None:
+    """Count what is missing, different and too much."""
+    for key, value in expected.items():
+        if key not in found:
+            verdict.lost += 1
+            verdict.notes.append(f"{what} {key} is lost")
+        elif found[key] != value:
+            verdict.wrong_totals += 1
+            verdict.notes.append(f"{what} {key} differs from the replay")
+    unknown = found.keys() - expected.keys()
+    verdict.unexpected += len(unknown)
+    verdict.notes += [f"{what} {key} is unexpected" for key in sorted(unknown)]
 
 
 def _check_windows(sim: Simulator, reference: _Reference, verdict: Verdict) -> dict[tuple[Any, ...], bytes]:
@@ -247,16 +253,7 @@ def _check_windows(sim: Simulator, reference: _Reference, verdict: Verdict) -> d
             else:
                 verdict.raw_duplicates += 1
             found[key] = value
-    for key, value in reference.windows.items():
-        if key not in found:
-            verdict.lost += 1
-            verdict.notes.append(f"window {key} is lost")
-        elif found[key] != value:
-            verdict.wrong_totals += 1
-            verdict.notes.append(f"window {key} differs from the replay")
-    unknown = found.keys() - reference.windows.keys()
-    verdict.unexpected += len(unknown)
-    verdict.notes += [f"window {key} is unexpected" for key in sorted(unknown)]
+    _compare("window", found, reference.windows, verdict)
     return found
 
 

@@ -1,24 +1,13 @@
 """What the command line answers to wrong input: one line that says what to do, and exit code 2."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from deploy.cli import main
+from tests.command import drift
 
 FLOW = b'{"time_ms":1700000000000,"src":"a","dst":"b","tenant":"t"}\n'
-
-
-def drift(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
-    """Run `drift` in this process; return exit code, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["drift", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, out, err
 
 
 @pytest.fixture

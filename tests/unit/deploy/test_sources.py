@@ -1,17 +1,16 @@
 """`drift sources`: lists what the documentation's table says, and explains a record by what its fields really do."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from deploy.cli import main
 from deploy.source_catalogue import CARRIES, OPTIONS, catalogue, examples_of
 from deploy.source_explanation import FLOW_KEYS, columns_of, explain, verdict_of
 from streams.sources.registry import ARGUMENTS, AUTO, FORMATS, source_format
+from tests.command import drift
 
 PAGE = Path(__file__).parents[3] / "docs/sources/README.md"
 PRODUCERS = [name for name in FORMATS if not name.startswith("canonical") and name != AUTO]
@@ -39,16 +38,6 @@ SHOWN = (
     ("errors      unknown", "another id.resp_p would turn it round"),
     ("without id.orig_h: dead letter: malformed", "a flow: ip:192.168.4.76 -> ip:192.168.4.1:53 (udp)"),
 )
-
-
-def drift(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
-    """Run `drift` in this process; return exit code, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["drift", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, out, err
 
 
 @pytest.fixture
