@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
 
 from deploy.commands.backtest import run_backtest
 from models.graph.clock import END_OF_TIME_MS
@@ -312,11 +312,19 @@ async def raw_messages(settings: Settings, role: str = "replay") -> list[tuple[i
         await consumer.stop()
 
 
+async def known_partitions(producer: AIOKafkaProducer, topic: str, wanted: set[int]) -> None:
+    """Return once the producer's metadata has the partitions: a broker tells of new ones a while after making them."""
+    async with asyncio.timeout(30):
+        while not wanted <= await producer.partitions_for(topic):
+            await producer.client.force_metadata_update()
+
+
 async def send_all(settings: Settings, topic: str, messages: Sequence[tuple[int, bytes]], **changes: Any) -> list[int]:
     """Produce (partition, value) in order and return the offsets."""
     producer = make_producer(settings.kafka, **changes)
     await producer.start()
     try:
+        await known_partitions(producer, topic, {partition for partition, _ in messages})
         futures = [await producer.send(topic, value, partition=partition) for partition, value in messages]
         return [(await future).offset for future in futures]
     finally:
