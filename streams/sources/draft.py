@@ -11,7 +11,7 @@ from schemas.flow import MAX_MEASURE, PROTOCOL_NUMBERS, SIDE_CLIENT, UNKNOWN
 from schemas.tenant_log import IntColumn
 from streams.result import Rejected, short
 from streams.sources.coded import CodedRows, Names
-from streams.sources.format import MARKS
+from streams.sources.format import MARKS, MAX_PAIR
 from streams.sources.identity import UNNAMED, bounded
 from streams.sources.orientation import Mask
 from streams.sources.times import BAD_TIME
@@ -156,13 +156,14 @@ class Draft:
         kept: dict[str, IntColumn] = {"time_ms": time_ms}
         for name, values in columns.items():
             low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
-            if low < UNKNOWN or high > MAX_MEASURE:
+            limit = _LARGEST.get(name, MAX_MEASURE)
+            if low < UNKNOWN or high > limit:
                 self.reject(
-                    (values < UNKNOWN) | (values > MAX_MEASURE),
+                    (values < UNKNOWN) | (values > limit),
                     Reason.INVALID_VALUE,
-                    f"{name} must be between 0 and {MAX_MEASURE}",
+                    f"{name} must be between 0 and {limit}",
                 )
-            if high > UNKNOWN and (name not in MARKS or (low, high) != _PLAIN[name]):
+            if high > UNKNOWN and (name not in MARKS or (low, high) != _PLAIN.get(name)):
                 kept[name] = values
         kept.setdefault("calls", np.ones(len(time_ms), dtype=np.int64))
         kept.setdefault("side", np.full(len(time_ms), SIDE_CLIENT, dtype=np.int64))
@@ -196,3 +197,4 @@ class Draft:
 
 _PLAIN = {"sampling": (1, 1), "continued": (0, 0)}
 """Least and largest value of a mark that says nothing."""
+_LARGEST = {"pair": MAX_PAIR}

@@ -22,9 +22,13 @@ from streams.result import WHOLE_MESSAGE, Refusal, Rejected
 
 MEASURES = ("calls", "errors", "denied", "bytes_out", "bytes_in", "packets_out", "packets_in", "latency_us")
 
-MARKS = ("sampling", "continued")
-"""Columns that only some rows have, absent where no row does: ``sampling``, by what bytes and packets were multiplied;
-``continued``, 1 where another record counts the call (a reply, a later packet): such a row brings measures, no call."""
+MARKS = ("sampling", "continued", "pair")
+"""Columns that only some rows have, absent where no row does: ``sampling``, by what bytes and packets (of spans: calls,
+errors and bytes) were multiplied; ``continued``, 1 where another record counts the call (a reply, a later packet): such
+a row brings measures, no call; ``pair``, a key from 0 to ``MAX_PAIR`` that the two halves of one call have in common,
+-1 where there is no other half: ``side`` says which half a row is, the state machine brings them together."""
+
+MAX_PAIR = (1 << 63) - 1
 
 Tenants = str | Sequence[str | None] | None
 """Tenants of rows: one for all, one by message, or ``None``: each row names its own."""

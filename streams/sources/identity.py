@@ -7,6 +7,7 @@
 | ``node:NAME`` | a Kubernetes node (host network) |
 | ``reserved:NAME`` | what Cilium names so: host, remote-node, kube-apiserver, ... |
 | ``ext:NAME`` | outside the estate: a domain name, a cloud service (``ext:aws/s3``), a label |
+| ``ext:unknown`` | the other end of half a call that does not name it |
 | ``ip:ADDR`` | nothing in the record names it; the tenant's inventory may, later |
 
 The kind of the owner is not part of the name: sources that do not know it must agree with those that do.
@@ -29,6 +30,8 @@ ADDRESS_PREFIX = "ip:"
 NODE_PREFIX = "node:"
 UNNAMED = ""
 """Name of an endpoint of which the record says nothing usable."""
+UNKNOWN_PEER = EXTERNAL_PREFIX + "unknown"
+"""Name of the other end of a call's half that does not say who that is; the other half does, if it is ever seen."""
 
 _RESERVED_CLUSTERS = frozenset({"ip", "ext", "node", "reserved"})
 _HASH_CHARACTERS = 16

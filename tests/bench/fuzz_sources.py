@@ -21,7 +21,7 @@ import numpy as np
 
 from schemas.flow import MAX_MEASURE, MAX_NAME_BYTES
 from streams.result import WHOLE_MESSAGE
-from streams.sources.format import Decoded, SourceFormat
+from streams.sources.format import MAX_PAIR, Decoded, SourceFormat
 from streams.sources.registry import source_format
 from streams.sources.times import MAX_TIME_MS
 
@@ -63,7 +63,7 @@ _BYTES = (
 )
 
 
-_BOUNDS = {"time_ms": (0, MAX_TIME_MS), "calls": (1, 1 << 32), "side": (0, 1)}
+_BOUNDS = {"time_ms": (0, MAX_TIME_MS), "calls": (1, 1 << 32), "side": (0, 1), "pair": (-1, MAX_PAIR)}
 
 
 class Violation(AssertionError):
@@ -184,9 +184,7 @@ def check(decoded: Decoded, values: Sequence[bytes]) -> Counter[str]:
         _hold(int(position[0]) > last and bool((np.diff(position) > 0).all()), "coordinates in order")
         last = int(position[-1])
         for name, column in run.columns.items():
-            low, high = {"time_ms": (0, MAX_TIME_MS), "calls": (1, 1 << 32), "side": (0, 1)}.get(
-                name, (-1, MAX_MEASURE)
-            )
+            low, high = _BOUNDS.get(name, (-1, MAX_MEASURE))
             _hold(column.dtype == np.int64 and len(column) == len(run.message), f"column {name}")
             _hold(low <= int(column.min()) and int(column.max()) <= high, f"{name} in bounds")
         grouping = run.group("t", _Targets())
