@@ -35,6 +35,9 @@ ROW_COLUMNS = (
     "latency_us",
 )
 """Columns of a row, all int64; -1 is unknown. ``edge`` indexes the record's edge dictionary."""
+MARK_COLUMNS = {"sampling": 1, "continued": 0, "pair": -1}
+"""Columns that only some producers' formats bring, with what holds where one is absent or -1: by what the measures were
+multiplied; whether another record counts the call; the key that joins a client's half of a call to the server's."""
 ORIGIN = "origin"
 """Column of rows that were dead letters once: the position each had in its own source partition."""
 
@@ -166,6 +169,26 @@ class EncodedEdges(Sequence[EdgeIdentity]):
         return repr(list(self))
 
 
+class SourceReport(msgspec.Struct, frozen=True, array_like=True):
+    """What one reporting host did, or said of itself, within the stretch of a record: how trustworthy its silence is.
+
+    Attributes:
+        tenant, host: whose flows, and who reported them; an empty host is a source that names none.
+        rows: flows it reported here. last_ms: largest event time of these; -1 where there is none.
+        sampling: largest factor by which measures were multiplied; 1 where nothing is sampled.
+        lost: records it says it lost; -1 where it says that it lost some, and not how many.
+        kind: what was lost, from a small set of the format's; empty where nothing was.
+    """
+
+    tenant: str
+    host: str
+    rows: int = 0
+    last_ms: int = -1
+    sampling: int = 1
+    lost: int = 0
+    kind: str = ""
+
+
 class LogRecord(msgspec.Struct, frozen=True):
     """One message of `tenant-log`.
 
@@ -178,6 +201,7 @@ class LogRecord(msgspec.Struct, frozen=True):
             each is taken once, however often it is replayed.
         elsewhere: origins that go to other partitions of the log: taken there, they can no longer be taken here.
         logic: the logic version that the writing worker can run at most; 1 is also what wrote no version yet.
+        reports: what the hosts behind the first progress entry's stretch did, for tenants of this partition.
     """
 
     worker: str
@@ -192,6 +216,7 @@ class LogRecord(msgspec.Struct, frozen=True):
     origin: tuple[str, int] | None = None
     elsewhere: Positions | None = None
     logic: int = 1
+    reports: tuple[SourceReport, ...] = ()
 
 
 _UNSIGNED = (("<u1", 1 << 8), ("<u2", 1 << 16), ("<u4", 1 << 32))
@@ -261,9 +286,14 @@ def pack_rows(edges: list[EdgeIdentity], columns: dict[str, IntColumn]) -> Rows:
 
 
 def unpack_rows(rows: Rows) -> dict[str, IntColumn]:
-    """Return all ``ROW_COLUMNS`` as int64 arrays of ``rows.count`` values."""
+    """Return all ``ROW_COLUMNS`` and the ``MARK_COLUMNS`` there are, int64 arrays of ``rows.count`` values."""
     missing = PackedColumn(-1, "", b"")
-    return {name: unpack_column(rows.columns.get(name, missing), rows.count) for name in ROW_COLUMNS}
+    columns = {name: unpack_column(rows.columns.get(name, missing), rows.count) for name in ROW_COLUMNS}
+    for name, absent in MARK_COLUMNS.items():
+        if name in rows.columns:
+            column = unpack_column(rows.columns[name], rows.count)
+            columns[name] = np.where(column == -1, absent, column)
+    return columns
 
 
 def pack_positions(positions: IntColumn) -> Positions:
@@ -314,6 +344,7 @@ def decode_record(data: bytes) -> LogRecord:
         origin=record.origin,
         elsewhere=record.elsewhere,
         logic=record.logic,
+        reports=record.reports,
     )
 
 

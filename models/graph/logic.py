@@ -10,10 +10,13 @@ from typing import Self
 
 import msgspec
 
-LOGIC_VERSION = 2
+LOGIC_VERSION = 3
 """Latest version that this code can run. Raise it with any change of what the same log brings about (docs/adr/0008)."""
 IDLE_EXPIRES = 2
 """From this version on an idle member holds the watermark at the time of its last statement (models/graph/clock.py)."""
+PRODUCERS_OWN = 3
+"""From this version on what only producers' own formats bring counts: halves of calls are paired, rows without a call
+taken, services named by the tenant's inventory, sources that lose data guarded against, lanes of a tenant compared."""
 UNDECIDED = 0
 """Of a state that has applied nothing: the first record's version is in force."""
 SETTLE_MS = 60_000

@@ -3,6 +3,7 @@
 import msgspec
 
 from models.graph.closing import advance, close_all
+from models.graph.folding import fold
 from models.graph.lane import LaneState
 from models.graph.logic import IDLE_EXPIRES, LOGIC_VERSION, Logic
 from models.graph.output import Output
@@ -148,11 +149,12 @@ class Machine:
             if declared != lane.config:
                 lane.declare(declared)
                 self.take_settings(lane)
+        lane.logic = self.logic.in_force
         lane.clock.idle_expires = self.logic.in_force >= IDLE_EXPIRES
         output = Output()
         if record.rows is not None:
             source = record.progress[0]
-            output.extend(lane.fold(record, self.applied.get((source.source, source.partition), -1), self.taken))
+            output.extend(fold(lane, record, self.applied.get((source.source, source.partition), -1), self.taken))
         fresh = tuple(
             progress
             for progress in record.progress

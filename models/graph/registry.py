@@ -45,7 +45,8 @@ SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "fan_out_max": (np.int32, 0, 0),
     "denied_max": (np.int64, 0, 0),
 }
-
+COLUMNS_SINCE_4: frozenset[str] = frozenset()
+"""Columns of edges and services that states before version 4 do not hold (models/graph/snapshot.py)."""
 
 _DENSE_SPAN = 1 << 16
 

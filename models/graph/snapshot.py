@@ -5,7 +5,7 @@ and the rest are small or change all the time and are written whole. ``restore(t
 
 A state is written in the oldest version that can hold it, so that workers of the version before can take over as long
 as they can: 1 is everything but replayed dead letters, which make it 2, and a logic version other than 1, or workers
-that could run a later one, which make it 3.
+that could run a later one, which make it 3. From logic version 3 on there is more to remember, which makes it 4.
 """
 
 from collections.abc import Iterator
@@ -20,16 +20,17 @@ from models.drift.incidents import Incident
 from models.graph.admission import TenantEdges
 from models.graph.clock import LaneClock, MemberClock
 from models.graph.lane import LaneState, TenantState
-from models.graph.logic import LOGIC_VERSION, UNDECIDED, Logic
+from models.graph.logic import LOGIC_VERSION, PRODUCERS_OWN, UNDECIDED, Logic
 from models.graph.machine import Machine
-from models.graph.registry import PAGE_ROWS, Columns
+from models.graph.registry import COLUMNS_SINCE_4, PAGE_ROWS, Columns
 from models.graph.taken import TakenOrigins
 from models.graph.window import WindowTable
 from schemas.errors import CheckpointError, WireFormatError
 from schemas.tenant_log import LaneConfig, Positions, pack_positions, unpack_positions
 
-SNAPSHOT_VERSION = 3
-"""Latest version that this worker reads, and the earliest that holds a logic version."""
+SNAPSHOT_VERSION = 4
+"""Latest version that this worker reads, and the earliest that holds what `PRODUCERS_OWN` needs."""
+LOGIC_HOLDING_VERSION = 3
 TAKEN_VERSION = 2
 FIRST_VERSION = 1
 TAKEN_PAGE = 32_768
@@ -175,8 +176,10 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
 
 
 def _version_of(machine: Machine) -> int:
-    if not _is_first_logic(machine):
+    if machine.logic.in_force >= PRODUCERS_OWN:
         return SNAPSHOT_VERSION
+    if not _is_first_logic(machine):
+        return LOGIC_HOLDING_VERSION
     return TAKEN_VERSION if len(machine.taken) else FIRST_VERSION
 
 
@@ -200,7 +203,7 @@ def _taken_pages(source: tuple[str, int], size: int) -> list[str]:
 def _edge_page(lane: LaneState, page: int) -> bytes:
     registry = lane.registry
     rows = slice(page * PAGE_ROWS, min((page + 1) * PAGE_ROWS, len(registry)))
-    columns = {name: _pack(column[rows]) for name, column in registry.edge.array.items()}
+    columns = _page_columns(lane, registry.edge, rows)
     named = np.array([identity is not None for identity in registry.identities[rows]], dtype=bool)
     return _encoder.encode(_EdgePage(_pack(named), columns))
 
@@ -208,8 +211,14 @@ def _edge_page(lane: LaneState, page: int) -> bytes:
 def _service_page(lane: LaneState, page: int) -> bytes:
     registry = lane.registry
     rows = slice(page * PAGE_ROWS, min((page + 1) * PAGE_ROWS, len(registry.services)))
-    columns = {name: _pack(column[rows]) for name, column in registry.service.array.items()}
+    columns = _page_columns(lane, registry.service, rows)
     return _encoder.encode(_ServicePage(registry.services[rows], columns))
+
+
+def _page_columns(lane: LaneState, columns: Columns, rows: slice) -> dict[str, PackedArray]:
+    """Pack some rows. Columns that are missing from an older state keep their fill values when it is restored."""
+    left_out = COLUMNS_SINCE_4 if lane.logic < PRODUCERS_OWN else frozenset()
+    return {name: _pack(column[rows]) for name, column in columns.array.items() if name not in left_out}
 
 
 def _window_chunks(lane: str, window: WindowTable) -> Iterator[tuple[str, bytes]]:
@@ -305,6 +314,7 @@ def _restore(chunks: dict[str, bytes], can_run: int) -> Machine:
     )
     for saved in meta.lanes:
         machine.lanes[saved.config.name] = _restore_lane(saved, chunks)
+        machine.lanes[saved.config.name].logic = machine.logic.in_force
         machine.take_settings(machine.lanes[saved.config.name])
     return machine
 

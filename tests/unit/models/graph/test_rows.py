@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.graph.lane import MAX_OPEN_WINDOWS
+from models.graph.folding import MAX_OPEN_WINDOWS
 from models.graph.window import MAX_SUM
 from schemas.dead_letter import Reason
 from schemas.drift import DriftKind

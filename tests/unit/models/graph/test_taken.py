@@ -12,7 +12,7 @@ import pytest
 from models.graph import snapshot
 from models.graph.machine import Machine
 from models.graph.output import Output
-from models.graph.snapshot import mark_clean, restore, take
+from models.graph.snapshot import SNAPSHOT_VERSION, mark_clean, restore, take
 from models.graph.taken import TakenOrigins
 from schemas.dead_letter import Reason
 from schemas.errors import CheckpointError
@@ -222,13 +222,13 @@ def test_a_state_of_version_1_is_read_and_goes_on_as_if_it_had_never_stopped() -
     assert events > 0
 
 
-@pytest.mark.parametrize("version", [4, 99, 0, None, "2"])
+@pytest.mark.parametrize("version", [SNAPSHOT_VERSION + 1, 99, 0, None, "2"])
 def test_a_state_of_another_version_is_refused_in_one_line(version: Any) -> None:
     _, _, chunks = stored_state()
     meta = msgspec.msgpack.encode({**msgspec.msgpack.decode(chunks["meta"]), "version": version})
     with pytest.raises(CheckpointError) as refused:
         restore({**chunks, "meta": meta})
-    assert f"the state is of version {version}, this worker reads 1 to 3" in str(refused.value)
+    assert f"the state is of version {version}, this worker reads 1 to {SNAPSHOT_VERSION}" in str(refused.value)
     assert "run that version, or a later one" in str(refused.value) and "\n" not in str(refused.value)
 
 

@@ -1,0 +1,134 @@
+"""Early detections: what no record still to come can undo is told before its window closes. Pure, deterministic."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from models.drift import structural
+from models.graph.lane import IntColumn, LaneState
+from models.graph.output import Output
+from schemas.detection import DetectionConfig
+from schemas.drift import DriftKind, EdgeRef
+from schemas.flow import SIDE_SERVER
+from schemas.tenant_log import EdgeIdentity
+
+_BEYOND_ANY_BURST = 1 << 40
+
+
+def raise_early(
+    lane: LaneState,
+    output: Output,
+    edges: Sequence[EdgeIdentity],
+    numbers: IntColumn,
+    is_new: list[int],
+    codes: IntColumn,
+    times: IntColumn,
+    index: IntColumn,
+    columns: dict[str, IntColumn],
+) -> None:
+    """Raise what no record still to come can undo: unknown edges, bursts far beyond any limit still possible."""
+    candidates = [c for c in is_new if lane.fires_early(lane.registry.tenant_number[edges[c][0]])]
+    order = np.argsort(codes, kind="stable") if candidates else codes[:0]
+    starts = np.searchsorted(codes[order], candidates)
+    ends = np.searchsorted(codes[order], candidates, side="right")
+    for code, start, end in zip(candidates, starts.tolist(), ends.tolist(), strict=True):
+        identity = edges[code]
+        tenant = lane.registry.tenant_number[identity[0]]
+        rows = order[start:end]
+        at = rows[np.argmin(times[rows])]
+        facts = lane.facts(int(numbers[code]), int(columns["calls"][rows].sum()), int(times[at]))
+        state = lane.tenants[tenant]
+        scope = lane.scope(identity[0])
+        for detection in structural.judge_new([facts]):
+            event = state.book.raise_early(scope, int(index[at]), detection, int(times[at]))
+            if event is not None:
+                output.events.append(event)
+        _early_fan_out(lane, output, tenant, int(numbers[code]), int(index[at]), int(times[at]))
+    denied = columns["denied"] > 0
+    if denied.any():
+        # Certain are refusals that the client reported on time: its report is the one chosen, whatever still comes.
+        assert lane.closed_index is not None
+        denied &= (columns["side"] != SIDE_SERVER) & (times >= lane.closed_index * lane.config.window_ms)
+    if denied.any():
+        _early_denied(lane, output, numbers, codes[denied], times[denied], index[denied], columns["denied"][denied])
+
+
+def _early_fan_out(lane: LaneState, output: Output, tenant: int, number: int, index: int, time_ms: int) -> None:
+    edge, service = lane.registry.edge.array, lane.registry.service.array
+    src = int(edge["src"][number])
+    if not service["known"][src]:
+        return
+    peers = lane.window(index).new_peers.setdefault(src, set())
+    peers.add(int(edge["dst"][number]))
+    config = lane.detection(lane.registry.tenants[tenant])
+    usual = int(service["fan_out_max"][src])
+    if len(peers) < _certain_limit(lane, index, structural.fan_out_limit, config, usual):
+        return
+    names = lane.registry.services
+    refs = tuple(sorted(EdgeRef(names[src][1], names[peer][1]) for peer in peers))
+    facts = structural.SourceFacts(
+        names[src][1], len(peers), usual, refs, len(refs), time_ms, lane.tenants[tenant].closed_windows
+    )
+    _raise_burst(lane, output, tenant, DriftKind.FAN_OUT_BURST, facts, index, time_ms)
+
+
+def _certain_limit(
+    lane: LaneState, index: int, limit: Callable[[DetectionConfig, int], float], config: DetectionConfig, usual: int
+) -> float:
+    """Return the limit that a burst of window ``index`` has to reach whatever is still to come.
+
+    Earlier windows that have not closed, rows or not, may raise the usual maximum: one step each, up to the limit.
+    """
+    assert lane.closed_index is not None
+    worst = usual
+    for _ in range(index - lane.closed_index):
+        worst = int(limit(config, worst))
+        if worst > _BEYOND_ANY_BURST:
+            break
+    return limit(config, worst)
+
+
+def _early_denied(
+    lane: LaneState,
+    output: Output,
+    numbers: IntColumn,
+    codes: IntColumn,
+    times: IntColumn,
+    index: IntColumn,
+    denied: IntColumn,
+) -> None:
+    edge, service = lane.registry.edge.array, lane.registry.service.array
+    sums: dict[tuple[int, int], tuple[int, int]] = {}
+    sources = edge["src"][numbers[codes]].tolist()
+    for src, at, count, time_ms in zip(sources, index.tolist(), denied.tolist(), times.tolist(), strict=True):
+        before, first_ms = sums.get((src, at), (0, time_ms))
+        sums[src, at] = before + count, min(first_ms, time_ms)
+    for (src, at), (count, time_ms) in sums.items():
+        tenant = int(service["tenant"][src])
+        if not service["known"][src] or not lane.fires_early(tenant):
+            continue
+        window = lane.window(at)
+        total = window.denied_by_source[src] = window.denied_by_source.get(src, 0) + count
+        config = lane.detection(lane.registry.tenants[tenant])
+        usual = int(service["denied_max"][src])
+        if total < _certain_limit(lane, at, structural.denied_limit, config, usual):
+            continue
+        name = lane.registry.services[src][1]
+        facts = structural.SourceFacts(name, total, usual, (), 0, time_ms, lane.tenants[tenant].closed_windows)
+        _raise_burst(lane, output, tenant, DriftKind.DENIED_BURST, facts, at, time_ms)
+
+
+def _raise_burst(
+    lane: LaneState,
+    output: Output,
+    tenant: int,
+    kind: DriftKind,
+    facts: structural.SourceFacts,
+    index: int,
+    time_ms: int,
+) -> None:
+    scope = lane.scope(lane.registry.tenants[tenant])
+    detection = structural.judge_source(kind, facts)
+    event = lane.tenants[tenant].book.raise_early(scope, index, detection, time_ms)
+    if event is not None:
+        output.events.append(event)

@@ -1,0 +1,181 @@
+"""Rows of one record into open windows: which cannot be folded, when and to which edge they count. Pure."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from models.graph.admission import admit
+from models.graph.early import raise_early
+from models.graph.lane import DAY_MS, IntColumn, LaneState
+from models.graph.logic import PRODUCERS_OWN
+from models.graph.output import Output, RowDeadLetter
+from models.graph.registry import distinct
+from models.graph.taken import TakenOrigins
+from schemas.dead_letter import Reason
+from schemas.flow import MAX_MEASURE
+from schemas.tenant_log import MARK_COLUMNS, ORIGIN, EdgeIdentity, LogRecord, unpack_column, unpack_rows
+
+MAX_OPEN_WINDOWS = 512
+"""Windows open at once; rows beyond are folded into the nearest one. Only hostile clocks come near it."""
+MAX_CALLS = 1 << 32
+MAX_TIME_MS = 1 << 43
+"""As schemas/flow.py bounds them: the year 2248, and more calls than one record can stand for."""
+NO_LIMIT = (1 << 63) - 1
+_MEASURED = ("errors", "denied", "bytes_out", "bytes_in", "packets_out", "packets_in", "latency_us")
+
+
+def fold(lane: LaneState, record: LogRecord, applied: int, taken: TakenOrigins) -> Output:
+    """Fold the rows of a record beyond the applied coordinate; return early detections and refused rows.
+
+    Rows that were dead letters once are folded if they are not yet among ``taken``, and are then.
+    """
+    assert record.rows is not None
+    output = Output()
+    columns = unpack_rows(record.rows)
+    if lane.logic < PRODUCERS_OWN:
+        columns = {name: column for name, column in columns.items() if name not in MARK_COLUMNS}
+    good = columns["position"] > applied
+    if record.origin is not None:
+        columns[ORIGIN] = unpack_column(record.rows.columns[ORIGIN], record.rows.count)
+        good = taken.fresh(record.origin, columns[ORIGIN], good)
+    output.counts["repeated"] += int(len(good) - good.sum())
+    good = _refuse(lane, record, columns, good, output)
+    whole = bool(good.all())
+    if record.origin is not None:
+        # They count among on time, late and skewed too: those, without these, and the dead, are the input.
+        output.counts["retaken"] += int(good.sum())
+        taken.add(record.origin, columns.pop(ORIGIN)[good])
+    if not whole:
+        columns = {name: column[good] for name, column in columns.items()}
+    if not len(columns["position"]):
+        return output
+    times = _believed_times(lane, record, columns)
+    codes = columns["edge"]
+    edges = record.rows.edges
+    numbers, is_new = _numbers(lane, edges, None if whole else codes)
+    index = times // lane.config.window_ms
+    index, late = _place(lane, index, columns)
+    late_rows = int(np.count_nonzero(late))
+    output.counts["late"] += late_rows
+    skewed_rows = int(np.count_nonzero((columns["skewed"] > 0) & ~late))
+    output.counts["skewed"] += skewed_rows
+    output.counts["on_time"] += len(late) - late_rows - skewed_rows
+    _note_first_seen(lane, numbers, codes, times)
+    capacity = lane.registry.edge.capacity
+    touched = distinct(index)
+    if len(touched) == 1:
+        lane.window(touched[0]).fold(columns, codes, numbers, late if late_rows else None, capacity)
+    else:
+        for value in touched:
+            rows = np.flatnonzero(index == value)
+            part = {name: column[rows] for name, column in columns.items()}
+            lane.window(value).fold(part, codes[rows], numbers, late[rows] if late_rows else None, capacity)
+    if lane.closed_index is not None:
+        raise_early(lane, output, edges, numbers, is_new, codes, times, index, columns)
+    return output
+
+
+def _refuse(
+    lane: LaneState, record: LogRecord, columns: dict[str, IntColumn], good: npt.NDArray[np.bool_], output: Output
+) -> npt.NDArray[np.bool_]:
+    """Dead-letter rows that cannot be folded; what they would break is checked before anything is changed."""
+    assert record.rows is not None
+    if not len(good):
+        return good
+    latest_ms = NO_LIMIT if record.append_time else record.as_of_ms + DAY_MS
+    bounds = {
+        "edge": (0, len(record.rows.edges) - 1),
+        "calls": (1, MAX_CALLS),
+        "time_ms": (0, MAX_TIME_MS),
+        **dict.fromkeys(_MEASURED, (-1, MAX_MEASURE)),
+    }
+    # Nearly every record is sound: two extremes a column say so without a mask.
+    outside = [n for n, (low, high) in bounds.items() if columns[n].min() < low or columns[n].max() > high]
+    if not outside and columns["time_ms"].max() <= latest_ms:
+        return good
+    broken = np.zeros(len(good), dtype=bool)
+    for name in outside:
+        broken |= (columns[name] < bounds[name][0]) | (columns[name] > bounds[name][1])
+    future = columns["time_ms"] > latest_ms
+    for mask, reason, detail in (
+        (broken & good, Reason.STATE_MACHINE, "a value is outside its bounds"),
+        (future & good & ~broken, Reason.FUTURE, "more than a day ahead of the log's clock"),
+    ):
+        progress = record.progress[0]
+        source, partition = record.origin or (progress.source, progress.partition)
+        positions = columns["position" if record.origin is None else ORIGIN][mask].tolist()
+        output.dead += [RowDeadLetter(source, partition, position, reason, detail) for position in positions]
+        # A dead letter that is replayed and refused again was counted where it became one.
+        output.counts["dead" if record.origin is None else "dead_again"] += len(positions)
+    return good & ~broken & ~future
+
+
+def _believed_times(lane: LaneState, record: LogRecord, columns: dict[str, IntColumn]) -> IntColumn:
+    """Fold records ahead of the log's clock at that clock, marked ``skewed``; ingest did so for LogAppendTime."""
+    times = columns["time_ms"]
+    if record.append_time or lane.config.mode != "live":
+        return times
+    ahead = times > record.as_of_ms + lane.config.skew_ms
+    if ahead.any():
+        columns["skewed"] = np.where(ahead, 1, columns["skewed"])
+        times = np.where(ahead, record.as_of_ms, times)
+    return times
+
+
+def _numbers(lane: LaneState, edges: Sequence[EdgeIdentity], used: IntColumn | None) -> tuple[IntColumn, list[int]]:
+    """Return edge numbers by code, and the codes that are new."""
+    number_of = lane.registry.edge_number.get
+    found = lane.registry.numbers_of(edges)
+    new: list[int] = []
+    missing = np.flatnonzero(found < 0)
+    if len(missing):
+        wanted = range(len(edges)) if used is None else np.unique(used).tolist()
+        if used is not None:
+            missing = missing[np.isin(missing, used)]
+        for code in missing.tolist():
+            identity = edges[code]
+            again = number_of(identity)
+            if again is not None:
+                found[code] = again
+                continue
+            state = lane.tenant_state(lane.registry.tenant(identity[0])).edges
+            cap = lane.detection(identity[0]).max_edges_per_tenant
+            found[code], is_new = admit(lane.registry, state, identity, cap, lane.windows)
+            if is_new:
+                new.append(code)
+        if new:
+            # An admission can push out another edge of this very record: look again.
+            overflow = {t: s.edges.overflow for t, s in lane.tenants.items() if s.edges.overflow is not None}
+            if overflow:
+                for code in wanted:
+                    if number_of(edges[code]) is None:
+                        found[code] = overflow[lane.registry.tenant_number[edges[code][0]]]
+                new = [code for code in new if edges[code] in lane.registry.edge_number]
+    return np.maximum(found, 0), new
+
+
+def _place(lane: LaneState, index: IntColumn, columns: dict[str, IntColumn]) -> tuple[IntColumn, npt.NDArray[np.bool_]]:
+    """Return the window index each row is folded into, and which rows are late."""
+    late = np.zeros(len(index), dtype=bool)
+    if lane.closed_index is not None:
+        late = index < lane.closed_index
+        if late.any():
+            index = np.maximum(index, lane.closed_index)
+    fresh = [value for value in distinct(index) if value not in lane.windows]
+    if len(lane.windows) + len(fresh) > MAX_OPEN_WINDOWS:
+        allowed = sorted([*lane.windows, *fresh[: max(0, MAX_OPEN_WINDOWS - len(lane.windows))]])
+        slot = np.clip(np.searchsorted(allowed, index), 0, len(allowed) - 1)
+        nearest = np.asarray(allowed, dtype=np.int64)[slot]
+        columns["skewed"] = np.where(nearest != index, 1, columns["skewed"])
+        index = nearest
+    return index, late
+
+
+def _note_first_seen(lane: LaneState, numbers: IntColumn, codes: IntColumn, times: IntColumn) -> None:
+    columns = lane.registry.edge.array
+    unknown = ~columns["known"][numbers]
+    if unknown.any():
+        rows = np.flatnonzero(unknown[codes])
+        np.minimum.at(columns["first_seen_ms"], numbers[codes[rows]], times[rows])
+        lane.registry.touch(numbers[codes[rows]])
