@@ -85,6 +85,9 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     """How far one source partition is. Everything in ``(after, upto]`` for this target is in this record.
 
     ``clocks``: largest event times of the three hosts that are furthest, as ``(host, event_ms)``, furthest first.
+    ``dead``: dead letters among them. ``skipped``: records among them that are sound and no flows, all those of a
+    stretch that was cut counted in its last record. Each target is told the same of both; with the rows of all targets
+    they are the records of the stretch.
     """
 
     source: str
@@ -94,6 +97,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     clocks: tuple[tuple[str, int], ...] = ()
     state: int = ACTIVE
     dead: int = 0
+    skipped: int = 0
 
 
 class Control(msgspec.Struct, frozen=True, array_like=True):

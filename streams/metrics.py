@@ -26,6 +26,12 @@ class Metrics:
             "Records kept as dead letters. Read the reasons with `drift dead-letters`: a producer has changed.",
             ("topic", "reason"),
         )
+        self.records_skipped = counter(
+            "drift_records_skipped",
+            "Sound records that are no flows (other logs of the tool, comments, headers), by kind. If it nears the "
+            "number of flows: keep them out of the topic, they are read for nothing.",
+            ("topic", "kind"),
+        )
         self.produce_retries = counter(
             "drift_produce_retries",
             "Produce requests that were repeated; nothing is lost. Check the brokers and the network to them.",

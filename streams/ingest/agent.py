@@ -322,16 +322,19 @@ class IngestWorker:
         self._note(source, encoded)
 
     def _note(self, source: OwnedPartition, encoded: Encoded) -> None:
-        now_ms, letters = self._clock.now_ms(), encoded.dead_letters
+        now_ms, letters, skipped = self._clock.now_ms(), encoded.dead_letters, encoded.skipped
         self._metrics.flows_in.labels(source.topic).inc(encoded.rows)
         for letter in letters:
             # The topic that a replayed record says it comes from may be anything: labels are of topics that are ours.
             topic = letter.topic if letter.topic in self._readers else source.topic
             self._metrics.dead_letters.labels(topic, letter.reason.value).inc()
+        for kind, count in skipped.items():
+            self._metrics.records_skipped.labels(source.topic, source.label_of(kind)).inc(count)
         source.note(encoded.lanes, now_ms)
         rule = self._options.floods.get(source.topic)
         if rule is not None:
-            flood = source.flood.note(rule, now_ms, encoded.rows + len(letters), len(letters))
+            records = encoded.rows + len(letters) + skipped.total()
+            flood = source.flood.note(rule, now_ms, records, len(letters))
             if flood is not None:
                 self._pause_for(flood, rule, source, letters[-1] if letters else None)
 

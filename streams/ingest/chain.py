@@ -191,6 +191,7 @@ def _encode(
         clocks=clocks,
         state=ENDED if segment.ended and is_last else ACTIVE,
         dead=int(behind - first),
+        skipped=segment.table.skipped.total() if is_last else 0,
     )
     return encode_record(
         LogRecord(

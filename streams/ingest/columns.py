@@ -1,10 +1,11 @@
 """Messages of a chunk to columns of rows: decoding, tenants and time are judged here. Pure.
 
-Every record becomes a row or a dead letter; nothing is dropped.
+Every record becomes a row or a dead letter, or is counted as no flow record; nothing is dropped.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ class Table:
         columns: ``position``, ``side``, ``skewed`` and the measures known, ``(n,)`` each.
         clocks: largest event times of the three hosts that are furthest, furthest first.
         rejected: what became dead letters; ``message`` counts from the chunk's first.
+        skipped: records that are sound and no flows, by kind.
     """
 
     edge: IntColumn
@@ -62,6 +64,7 @@ class Table:
     columns: dict[str, IntColumn]
     clocks: Clocks
     rejected: list[Rejected]
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.edge)
@@ -86,7 +89,7 @@ def read_chunk(chunk: SourceChunk, rules: ReadRules) -> Table:
     append_times = np.array(chunk.timestamps, dtype=np.int64) if chunk.timestamp_type == LOG_APPEND_TIME else None
     parts = [_judge(run, chunk.offsets, tenants, append_times, rules, rejected) for run in decoded.runs]
     rejected.sort(key=lambda bad: (bad.message, bad.index))
-    return concatenate(parts, rejected)
+    return concatenate(parts, rejected, decoded.skipped)
 
 
 def _readable(values: Sequence[bytes | None], limit: int) -> tuple[list[int] | None, list[Rejected]]:
@@ -209,19 +212,19 @@ def _clocks_of(rows: IntColumn, time_ms: IntColumn, hosts: Callable[[Sequence[in
     return tuple(ranked[:CLOCK_HOSTS])
 
 
-def no_rows(rejected: list[Rejected]) -> Table:
+def no_rows(rejected: list[Rejected], skipped: Counter[str] | None = None) -> Table:
     """Return a table without rows."""
-    return Table(_NO_ROWS, [], _NO_ROWS, {"position": _NO_ROWS, "time_ms": _NO_ROWS}, (), rejected)
+    columns = {"position": _NO_ROWS, "time_ms": _NO_ROWS}
+    return Table(_NO_ROWS, [], _NO_ROWS, columns, (), rejected, Counter() if skipped is None else skipped)
 
 
-def concatenate(parts: list[Table], rejected: list[Rejected]) -> Table:
-    """Return tables that follow each other as one."""
+def concatenate(parts: list[Table], rejected: list[Rejected], skipped: Counter[str]) -> Table:
+    """Return tables that follow each other as one, with what is rejected and skipped of all."""
     parts = [part for part in parts if len(part)]
     if not parts:
-        return no_rows(rejected)
+        return no_rows(rejected, skipped)
     if len(parts) == 1:
-        part = parts[0]
-        return Table(part.edge, part.edges, part.target, part.columns, part.clocks, rejected)
+        return replace(parts[0], rejected=rejected, skipped=skipped)
     codes: dict[EdgeIdentity, int] = {}
     targets: list[int] = []
     edge_parts: list[IntColumn] = []
@@ -241,7 +244,8 @@ def concatenate(parts: list[Table], rejected: list[Rejected]) -> Table:
         for host, time_ms in part.clocks:
             latest[host] = max(latest.get(host, time_ms), time_ms)
     clocks = tuple(sorted(latest.items(), key=lambda clock: (-clock[1], clock[0]))[:CLOCK_HOSTS])
-    return Table(np.concatenate(edge_parts), list(codes), np.array(targets, dtype=np.int64), columns, clocks, rejected)
+    edge, target = np.concatenate(edge_parts), np.array(targets, dtype=np.int64)
+    return Table(edge, list(codes), target, columns, clocks, rejected, skipped)
 
 
 def positions_of(offsets: IntColumn, indexes: IntColumn) -> IntColumn:

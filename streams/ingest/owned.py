@@ -12,6 +12,8 @@ from streams.ingest.ports import FetchedChunk, FetchStatus, SourcePartition
 from streams.ingest.readers import LaneProgress, SourceReader
 from streams.ingest.statements import SourceStanding
 
+MAX_KINDS = 100
+"""Kinds of skipped records that are told apart; a format has fewer."""
 JOINED_ROWS = 20_000
 """Waiting chunks are joined up to so many messages: fewer, larger records when there is much to do."""
 
@@ -42,6 +44,7 @@ class OwnedPartition:
         taken: fetched chunks that are being worked on.
         lanes: by (name, generation).
         flood: what of its records became dead letters lately.
+        kinds: of skipped records, seen so far.
     """
 
     topic: str
@@ -63,6 +66,7 @@ class OwnedPartition:
     highwater: int = -1
     taken: list[FetchedChunk] = field(default_factory=list)
     flood: FloodWatch = field(default_factory=FloodWatch)
+    kinds: set[str] = field(default_factory=set)
 
     @property
     def key(self) -> SourcePartition:
@@ -143,6 +147,14 @@ class OwnedPartition:
         if len(self.lanes) > 1:
             open_lanes = {key: clock for key, clock in self.lanes.items() if not clock.progress.ended}
             self.lanes = open_lanes or dict([self.lanes.popitem()])
+
+    def label_of(self, kind: str) -> str:
+        """Return a kind of skipped records as a metric's label: whatever a format calls them, there are few."""
+        if kind not in self.kinds:
+            if len(self.kinds) >= MAX_KINDS:
+                return "other"
+            self.kinds.add(kind)
+        return kind
 
     def standings(self, fetch: FetchStatus, now_ms: int, *, is_paused: bool) -> Iterable[SourceStanding]:
         """Return what can be stated of each lane."""

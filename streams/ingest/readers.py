@@ -1,5 +1,6 @@
 """Chunks of each kind of source to records of `tenant-log` and dead letters. Pure: readers keep caches, no state."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -59,6 +60,8 @@ class Encoded:
         records: encoded records of each target, in order.
         upto: position that they reach.
         rows: flows among them.
+        skipped: records of the chunk that are sound and no flows, by kind. With ``rows`` and the dead letters they are
+            all that the chunk holds.
     """
 
     records: list[list[bytes]]
@@ -66,6 +69,7 @@ class Encoded:
     upto: int
     rows: int
     lanes: list[LaneProgress] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 class SourceReader(Protocol):
@@ -110,7 +114,7 @@ def _read(chunk: SourceChunk, rules: ReadRules) -> Table:
 def _stack(halves: list[Table], messages: int) -> Table:
     first, second = halves
     moved = [replace(bad, message=bad.message + messages) for bad in second.rejected]
-    return concatenate(halves, [*first.rejected, *moved])
+    return concatenate(halves, [*first.rejected, *moved], first.skipped + second.skipped)
 
 
 def _dead_letters(chunk: SourceChunk, rejected: Sequence[Rejected], format_name: str, source: str) -> list[DeadLetter]:
@@ -191,7 +195,8 @@ class FlowReader:
         segment = Segment(self.lane, table, upto, _positions(letters), append_time=append_time)
         origin = Origin(self.source, chunk.partition, worker, as_of_ms)
         records = encode_segments([segment], origin, after, self._targets)
-        return Encoded(records, letters, upto, len(table), [LaneProgress(self.lane, table.clocks, False)])
+        lanes = [LaneProgress(self.lane, table.clocks, False)]
+        return Encoded(records, letters, upto, len(table), lanes, table.skipped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +264,7 @@ class ReplayReader:
         segments: list[Segment] = []
         letters: list[DeadLetter] = []
         lanes: list[LaneProgress] = []
+        skipped: Counter[str] = Counter()
         rows = 0
         stretches = self._stretches(chunk)
         for stretch, following in zip(stretches, [*stretches[1:], None], strict=True):
@@ -270,11 +276,12 @@ class ReplayReader:
             segments.append(segment)
             letters.extend(dead)
             rows += len(segment.table)
+            skipped += segment.table.skipped
             if segment.lane is not None and segment.replayed is None:
                 lanes.append(LaneProgress(segment.lane, segment.table.clocks, stretch.ended))
         origin = Origin(self.source, chunk.partition, worker, as_of_ms)
         records = encode_segments(segments, origin, after, self._targets)
-        return Encoded(records, letters, end_position(chunk.next_offset - 1), rows, lanes)
+        return Encoded(records, letters, end_position(chunk.next_offset - 1), rows, lanes, skipped)
 
     def _encode_stretch(
         self, chunk: SourceChunk, stretch: _Stretch, next_offset: int
@@ -287,7 +294,14 @@ class ReplayReader:
             append_time = chunk.timestamp_type == LOG_APPEND_TIME
             return Segment(heading.lane, table, upto, _positions(letters), stretch.ended, append_time), letters
         table, name = self._read_stretch(as_it_was(piece, stretch.origins), heading)
-        table = take_wanted(table, piece.offsets, stretch.origins)
+
+        def others_in(message: int) -> int:
+            value = piece.values[message]
+            if heading.rules is None or value is None:
+                return 0
+            return heading.rules.format.decode([value]).skipped.total()
+
+        table = take_wanted(table, piece.offsets, stretch.origins, others_in)
         first = stretch.origins[0]
         letters = replayed_dead_letters(piece, table.rejected, stretch.origins, name)
         replayed = None if heading.lane is None else (source_name(first.topic, first.incarnation), first.partition)

@@ -1,6 +1,7 @@
 """Dead letters that are replayed: rows and dead letters go by the coordinate they had in their own topic. Pure."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -100,16 +101,19 @@ def as_it_was(piece: SourceChunk, origins: Sequence[OriginHeader]) -> MessageChu
     )
 
 
-def take_wanted(table: Table, offsets: IntColumn, origins: Sequence[OriginHeader]) -> Table:
+def take_wanted(
+    table: Table, offsets: IntColumn, origins: Sequence[OriginHeader], others_in: Callable[[int], int]
+) -> Table:
     """Return the rows that were dead letters, with their ``origin``, and what is wrong with those that still are.
 
     Args:
         table: what the messages decode to, other records of theirs included.
         offsets: of the messages in the replay topic.
+        others_in: how many records of a message, by its number, are sound and no flows.
 
     Returns:
         A table without clocks: replayed rows say nothing about how far a source is. ``rejected`` has the indexes that
-        the dead letters had.
+        the dead letters had. ``skipped`` is empty: such records were counted where they became dead letters.
     """
     rejected = _still_bad(table.rejected, origins)
     at, index = split_positions(table.columns["position"])
@@ -126,9 +130,13 @@ def take_wanted(table: Table, offsets: IntColumn, origins: Sequence[OriginHeader
     is_single = (counts == 1) & ~is_bad
     kept = np.where(alone[message], is_single[message], whole[message] | np.isin(pairs, wanted))
     settled = np.concatenate([pairs[kept], _pairs([(bad.message, bad.index) for bad in rejected])])
-    for pair in np.setdiff1d(wanted, settled).tolist():
-        number, missing = split_position(pair)
-        rejected.append(_missing(number, missing, int(counts[number]), origins[number].alone))
+    unsettled = [split_position(pair) for pair in np.setdiff1d(wanted, settled).tolist()]
+    by_message = Counter(number for number, _ in unsettled) if table.skipped else Counter()
+    # Read by other rules than before, what was a dead letter may turn out to be no flow record at all: it is settled.
+    no_flows = {number for number, missing in by_message.items() if missing <= others_in(number)}
+    for number, missing in unsettled:
+        if number not in no_flows:
+            rejected.append(_missing(number, missing, int(counts[number]), origins[number].alone))
     rows = np.flatnonzero(kept)
     taken = rows_of(table, rows)
     base = np.array([origin.offset for origin in origins], dtype=np.int64)
