@@ -1,6 +1,6 @@
 """Early detections: what no record still to come can undo is told before its window closes. Pure, deterministic."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,7 +10,6 @@ from models.graph.output import Output
 from schemas.detection import DetectionConfig
 from schemas.drift import DriftKind, EdgeRef
 from schemas.flow import SIDE_SERVER
-from schemas.tenant_log import EdgeIdentity
 
 _BEYOND_ANY_BURST = 1 << 40
 
@@ -18,32 +17,32 @@ _BEYOND_ANY_BURST = 1 << 40
 def raise_early(
     lane: LaneState,
     output: Output,
-    edges: Sequence[EdgeIdentity],
     numbers: IntColumn,
-    is_new: list[int],
+    new: list[int],
     codes: IntColumn,
     times: IntColumn,
     index: IntColumn,
     columns: dict[str, IntColumn],
 ) -> None:
     """Raise what no record still to come can undo: unknown edges, bursts far beyond any limit still possible."""
-    candidates = [c for c in is_new if lane.fires_early(lane.registry.tenant_number[edges[c][0]])]
-    order = np.argsort(codes, kind="stable") if candidates else codes[:0]
-    starts = np.searchsorted(codes[order], candidates)
-    ends = np.searchsorted(codes[order], candidates, side="right")
-    for code, start, end in zip(candidates, starts.tolist(), ends.tolist(), strict=True):
-        identity = edges[code]
-        tenant = lane.registry.tenant_number[identity[0]]
+    tenant_of = lane.registry.edge.array["tenant"]
+    candidates = [number for number in new if lane.fires_early(int(tenant_of[number]))]
+    at_edge = numbers[codes] if candidates else codes[:0]  # several codes can stand for one edge
+    order = np.argsort(at_edge, kind="stable")
+    starts = np.searchsorted(at_edge[order], candidates)
+    ends = np.searchsorted(at_edge[order], candidates, side="right")
+    for number, start, end in zip(candidates, starts.tolist(), ends.tolist(), strict=True):
+        tenant = int(tenant_of[number])
         rows = order[start:end]
         at = rows[np.argmin(times[rows])]
-        facts = lane.facts(int(numbers[code]), int(columns["calls"][rows].sum()), int(times[at]))
+        facts = lane.facts(number, int(columns["calls"][rows].sum()), int(times[at]))
         state = lane.tenants[tenant]
-        scope = lane.scope(identity[0])
+        scope = lane.scope(lane.registry.tenants[tenant])
         for detection in structural.judge_new([facts]):
             event = state.book.raise_early(scope, int(index[at]), detection, int(times[at]))
             if event is not None:
                 output.events.append(event)
-        _early_fan_out(lane, output, tenant, int(numbers[code]), int(index[at]), int(times[at]))
+        _early_fan_out(lane, output, tenant, number, int(index[at]), int(times[at]))
     denied = columns["denied"] > 0
     if denied.any():
         # Certain are refusals that the client reported on time: its report is the one chosen, whatever still comes.

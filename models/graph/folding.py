@@ -53,7 +53,7 @@ def fold(lane: LaneState, record: LogRecord, applied: int, taken: TakenOrigins) 
     times = _believed_times(lane, record, columns)
     codes = columns["edge"]
     edges = record.rows.edges
-    numbers, is_new = _numbers(lane, edges, None if whole else codes)
+    numbers, new = _numbers(lane, edges, None if whole else codes)
     index = times // lane.config.window_ms
     index, late = _place(lane, index, columns)
     late_rows = int(np.count_nonzero(late))
@@ -72,7 +72,7 @@ def fold(lane: LaneState, record: LogRecord, applied: int, taken: TakenOrigins) 
             part = {name: column[rows] for name, column in columns.items()}
             lane.window(value).fold(part, codes[rows], numbers, late[rows] if late_rows else None, capacity)
     if lane.closed_index is not None:
-        raise_early(lane, output, edges, numbers, is_new, codes, times, index, columns)
+        raise_early(lane, output, numbers, new, codes, times, index, columns)
     return output
 
 
@@ -124,17 +124,15 @@ def _believed_times(lane: LaneState, record: LogRecord, columns: dict[str, IntCo
 
 
 def _numbers(lane: LaneState, edges: Sequence[EdgeIdentity], used: IntColumn | None) -> tuple[IntColumn, list[int]]:
-    """Return edge numbers by code, and the codes that are new."""
+    """Return edge numbers by code, and the numbers that are new."""
     number_of = lane.registry.edge_number.get
-    found = lane.registry.numbers_of(edges)
+    found, missing = lane.registry.numbers_of(edges, lane.named)
     new: list[int] = []
-    missing = np.flatnonzero(found < 0)
-    if len(missing):
+    if missing:
         wanted = range(len(edges)) if used is None else np.unique(used).tolist()
         if used is not None:
-            missing = missing[np.isin(missing, used)]
-        for code in missing.tolist():
-            identity = edges[code]
+            missing = {code: missing[code] for code in wanted if code in missing}
+        for code, identity in missing.items():
             again = number_of(identity)
             if again is not None:
                 found[code] = again
@@ -143,15 +141,16 @@ def _numbers(lane: LaneState, edges: Sequence[EdgeIdentity], used: IntColumn | N
             cap = lane.detection(identity[0]).max_edges_per_tenant
             found[code], is_new = admit(lane.registry, state, identity, cap, lane.windows)
             if is_new:
-                new.append(code)
+                new.append(int(found[code]))
         if new:
             # An admission can push out another edge of this very record: look again.
             overflow = {t: s.edges.overflow for t, s in lane.tenants.items() if s.edges.overflow is not None}
             if overflow:
+                identities, tenant_of = lane.registry.identities, lane.registry.edge.array["tenant"]
                 for code in wanted:
-                    if number_of(edges[code]) is None:
-                        found[code] = overflow[lane.registry.tenant_number[edges[code][0]]]
-                new = [code for code in new if edges[code] in lane.registry.edge_number]
+                    if identities[found[code]] is None:
+                        found[code] = overflow[int(tenant_of[found[code]])]
+                new = [number for number in new if identities[number] is not None]
     return np.maximum(found, 0), new
 
 

@@ -10,12 +10,13 @@ from models.drift import structural
 from models.drift.findings import FindingBook, Scope
 from models.graph.admission import TenantEdges
 from models.graph.clock import LaneClock
-from models.graph.logic import LOGIC_VERSION
+from models.graph.logic import LOGIC_VERSION, PRODUCERS_OWN
+from models.graph.naming import Naming
 from models.graph.registry import Registry
 from models.graph.window import WindowTable
 from schemas.detection import DetectionConfig
 from schemas.drift import EdgeRef
-from schemas.tenant_log import LaneConfig
+from schemas.tenant_log import EdgeIdentity, LaneConfig
 
 IntColumn = npt.NDArray[np.int64]
 DAY_MS = 86_400_000
@@ -58,6 +59,17 @@ class LaneState:
         self.detection_of: dict[str, DetectionConfig] = {}
         self.lost = False
         self.logic = LOGIC_VERSION
+        self._naming = Naming()
+
+    def follow(self, logic: int) -> None:
+        """Judge by a logic version from here on."""
+        if logic != self.logic:
+            self.registry.forget_spellings()
+        self.logic = logic
+
+    def named(self, edge: EdgeIdentity) -> EdgeIdentity:
+        """Return the edge that a record's edge counts to."""
+        return self._naming.edge(edge) if self.logic >= PRODUCERS_OWN else edge
 
     def declare(self, config: LaneConfig) -> None:
         """Take over a newer declaration. The window length stays: closed windows are cut by it."""

@@ -149,7 +149,7 @@ class Machine:
             if declared != lane.config:
                 lane.declare(declared)
                 self.take_settings(lane)
-        lane.logic = self.logic.in_force
+        lane.follow(self.logic.in_force)
         lane.clock.idle_expires = self.logic.in_force >= IDLE_EXPIRES
         output = Output()
         if record.rows is not None:

@@ -3,7 +3,7 @@
 All tenants of the partition share the numbering, so that a batch of rows is folded at once whoever owns them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -49,6 +49,8 @@ COLUMNS_SINCE_4: frozenset[str] = frozenset()
 """Columns of edges and services that states before version 4 do not hold (models/graph/snapshot.py)."""
 
 _DENSE_SPAN = 1 << 16
+_OTHER_SPELLINGS = 200_000
+"""Ways of writing an edge, other than by its names, that are remembered; beyond it they are looked up anew."""
 
 
 def distinct(values: npt.NDArray[np.int64]) -> list[int]:
@@ -110,6 +112,8 @@ class Registry:
         self.edge = Columns(EDGE_COLUMNS)
         self.known_pairs: set[int] = set()  # as pair_of packs them
         self._number_of_encoded: dict[bytes, int] = {}  # what edge_number says, by the bytes edges came in
+        self._other_spellings: dict[int, list[bytes]] = {}  # ... of an edge whose record does not name it as we do
+        self._other_spellings_count = 0
         self.free: list[int] = []
         self.edge_pages: set[int] = set()  # pages changed since the last checkpoint
         self.service_pages: set[int] = set()
@@ -139,20 +143,45 @@ class Registry:
             self.service_pages.add(number // PAGE_ROWS)
         return number
 
-    def numbers_of(self, edges: Sequence[EdgeIdentity]) -> npt.NDArray[np.int64]:
-        """Return the edges' numbers, -1 for those that have none, ``(len(edges),)``."""
-        if not isinstance(edges, EncodedEdges):
-            return np.fromiter(map(self.edge_number.get, edges, repeat(-1)), dtype=np.int64, count=len(edges))
-        encoded = list(map(bytes, edges.encoded))
-        found = np.fromiter(map(self._number_of_encoded.get, encoded, repeat(-1)), dtype=np.int64, count=len(encoded))
+    def numbers_of(
+        self, edges: Sequence[EdgeIdentity], named: Callable[[EdgeIdentity], EdgeIdentity]
+    ) -> tuple[npt.NDArray[np.int64], dict[int, EdgeIdentity]]:
+        """Return the edges' numbers, ``(len(edges),)``, -1 for those that have none; and these as ``named`` names them.
+
+        Edges that were looked up before are found by their bytes: they are neither decoded nor named again.
+        """
+        encoded = list(map(bytes, edges.encoded)) if isinstance(edges, EncodedEdges) else None
+        if encoded is None:
+            found = np.full(len(edges), -1, dtype=np.int64)
+        else:
+            known = map(self._number_of_encoded.get, encoded, repeat(-1))
+            found = np.fromiter(known, dtype=np.int64, count=len(encoded))
+        missing: dict[int, EdgeIdentity] = {}
         for code in np.flatnonzero(found < 0).tolist():
-            edge = edges[code]
+            edge = named(edges[code])
             number = self.edge_number.get(edge)
-            if number is not None:
-                found[code] = number
-                if encoded[code] == encode_edge(edge):  # one way of writing an edge is kept, so forgetting finds it
-                    self._number_of_encoded[encoded[code]] = number
-        return found
+            if number is None:
+                missing[code] = edge
+                continue
+            found[code] = number
+            if encoded is not None:
+                self._remember(encoded[code], edge, number)
+        return found, missing
+
+    def _remember(self, encoded: bytes, edge: EdgeIdentity, number: int) -> None:
+        """Keep an edge's number by the bytes it came in, so that forgetting the edge finds them."""
+        if encoded != encode_edge(edge):
+            if self._other_spellings_count >= _OTHER_SPELLINGS:
+                self.forget_spellings()
+            self._other_spellings.setdefault(number, []).append(encoded)
+            self._other_spellings_count += 1
+        self._number_of_encoded[encoded] = number
+
+    def forget_spellings(self) -> None:
+        """Look every edge up anew from now on: names may mean something else."""
+        self._number_of_encoded.clear()
+        self._other_spellings.clear()
+        self._other_spellings_count = 0
 
     def add_edge(self, identity: EdgeIdentity) -> int:
         """Give a new edge a number; it is unknown until its window closes."""
@@ -194,6 +223,9 @@ class Registry:
             del self.edge_number[identity]
             self.identities[number] = None
             self._number_of_encoded.pop(encode_edge(identity), None)
+            for encoded in (spellings := self._other_spellings.pop(number, [])):
+                del self._number_of_encoded[encoded]
+            self._other_spellings_count -= len(spellings)
             self.edge.array["known"][number] = False
             self.edge_pages.add(number // PAGE_ROWS)
 

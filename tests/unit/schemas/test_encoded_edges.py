@@ -1,5 +1,7 @@
 """A record read from `tenant-log` keeps its edges encoded, and shows them as if it did not."""
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 
@@ -9,6 +11,16 @@ from schemas.tenant_log import EdgeIdentity, EncodedEdges, as_builtins, decode_r
 from tests.builders import make_flow, make_lane, record_of
 
 EDGES: list[EdgeIdentity] = [("acme", "web", "cart", 8080, 6), ("acme", "web", "ext:käse", -1, -1)]
+
+
+def as_they_are(edge: EdgeIdentity) -> EdgeIdentity:
+    return edge
+
+
+def numbers_of(registry: Registry, edges: Sequence[EdgeIdentity]) -> list[int]:
+    found, missing = registry.numbers_of(edges, as_they_are)
+    assert missing == {code: edges[code] for code in range(len(edges)) if found[code] < 0}
+    return found.tolist()
 
 
 def encoded(edges: list[EdgeIdentity]) -> EncodedEdges:
@@ -38,16 +50,16 @@ def test_an_edge_that_is_none_is_refused_when_it_is_looked_at() -> None:
 
 def test_the_registry_finds_encoded_edges_and_forgets_them() -> None:
     registry = Registry()
-    assert registry.numbers_of(encoded(EDGES)).tolist() == [-1, -1]
+    assert numbers_of(registry, encoded(EDGES)) == [-1, -1]
     first, second = (registry.add_edge(edge) for edge in EDGES)
     for _ in range(2):  # by name at first, by bytes from then on
-        assert registry.numbers_of(encoded(EDGES)).tolist() == [first, second]
-    assert registry.numbers_of(EDGES).tolist() == [first, second]
+        assert numbers_of(registry, encoded(EDGES)) == [first, second]
+    assert numbers_of(registry, EDGES) == [first, second]
     registry.forget(first)
     registry.release([first])
-    assert registry.numbers_of(encoded(EDGES)).tolist() == [-1, second]
+    assert numbers_of(registry, encoded(EDGES)) == [-1, second]
     assert registry.add_edge(("acme", "cart", "pay", 8080, 6)) == first
-    assert registry.numbers_of(encoded(EDGES)).tolist() == [-1, second]
+    assert numbers_of(registry, encoded(EDGES)) == [-1, second]
 
 
 def test_an_edge_written_in_another_way_is_still_the_same_edge() -> None:
@@ -55,6 +67,41 @@ def test_an_edge_written_in_another_way_is_still_the_same_edge() -> None:
     number = registry.add_edge(("acme", "web", "cart", 80, 6))
     longer = encode_edge(("acme", "web", "cart", 80, 6)).replace(b"\x50", b"\xcd\x00\x50")  # 80 as a two-byte integer
     for _ in range(2):
-        assert registry.numbers_of(EncodedEdges([msgspec.Raw(longer)])).tolist() == [number]
+        assert numbers_of(registry, EncodedEdges([msgspec.Raw(longer)])) == [number]
     registry.forget(number)
-    assert registry.numbers_of(EncodedEdges([msgspec.Raw(longer)])).tolist() == [-1]
+    assert numbers_of(registry, EncodedEdges([msgspec.Raw(longer)])) == [-1]
+
+
+def test_edges_of_one_name_are_found_by_the_bytes_of_each_and_forgotten_together() -> None:
+    registry = Registry()
+    calls: list[EdgeIdentity] = []
+
+    def named(edge: EdgeIdentity) -> EdgeIdentity:
+        calls.append(edge)
+        return ("acme", "web", "ext:net/8.8.0.0/16", 53, 17)
+
+    given: list[EdgeIdentity] = [("acme", "web", f"ip:8.8.8.{number}", 53, 17) for number in range(3)]
+    assert registry.numbers_of(encoded(given), named)[1] == dict.fromkeys(range(3), named(given[0]))
+    number = registry.add_edge(named(given[0]))
+    for _ in range(2):
+        calls.clear()
+        assert registry.numbers_of(encoded(given), named)[0].tolist() == [number] * 3
+    assert not calls, "known edges are not named again"
+    registry.forget_spellings()
+    assert registry.numbers_of(encoded(given), named)[0].tolist() == [number] * 3
+    assert calls == given
+    registry.forget(number)
+    assert registry.numbers_of(encoded(given), named)[0].tolist() == [-1] * 3
+
+
+def test_spellings_are_forgotten_rather_than_kept_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.graph.registry._OTHER_SPELLINGS", 2)
+    registry = Registry()
+    name: EdgeIdentity = ("acme", "web", "ext:net/8.8.0.0/16", 53, 17)
+    number = registry.add_edge(name)
+    for last in range(5):
+        given: list[EdgeIdentity] = [("acme", "web", f"ip:8.8.8.{last}", 53, 17)]
+        assert registry.numbers_of(encoded(given), lambda edge: name)[0].tolist() == [number]
+    assert sum(map(len, registry._other_spellings.values())) == registry._other_spellings_count <= 2
+    registry.forget(number)
+    assert not registry._number_of_encoded and not registry._other_spellings_count
