@@ -26,8 +26,8 @@ import cramjam
 import pyarrow.parquet as pq
 
 HOUR_MS = 3_600_000
-KNOWN_BAD = ("ip:73.54.23.243", "ip:64.225.56.201")
-"""Client and server of the open SSH session that the Zeek data is about."""
+KNOWN_BAD = ("ext:net/73.54.0.0/16", "ext:net/64.225.0.0/16")
+"""What 73.54.23.243 -> 64.225.56.201, the open session that the Zeek data is about, is called without an inventory."""
 SHOWN = 10
 GOAL_A_DAY = 50
 """Findings a day after learning, at most: the goal for the sensor's data."""

@@ -20,7 +20,7 @@ def as_they_are(edge: EdgeIdentity) -> EdgeIdentity:
 def numbers_of(registry: Registry, edges: Sequence[EdgeIdentity]) -> list[int]:
     found, missing = registry.numbers_of(edges, as_they_are)
     assert missing == {code: edges[code] for code in range(len(edges)) if found[code] < 0}
-    return found.tolist()
+    return [int(number) for number in found]
 
 
 def encoded(edges: list[EdgeIdentity]) -> EncodedEdges:
