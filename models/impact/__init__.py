@@ -1,0 +1,1 @@
+"""Who is hurt when a service or an edge degrades."""
