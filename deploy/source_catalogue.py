@@ -11,11 +11,14 @@ from importlib.resources import files
 from typing import Any
 
 from schemas.ids import is_external
+from streams.sources.orientation import EPHEMERAL_FROM
 from streams.sources.registry import ARGUMENTS, AUTO, FORMATS
 
 IS_CARRIED: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "workload names": lambda flow: any("/" in flow[end] for end in ("src", "dst")),
     "names outside": lambda flow: any(is_external(flow[end]) for end in ("src", "dst")),
+    # An ephemeral port is a server's only where the record itself says who called; halves of calls are a side's own.
+    "direction": lambda flow: flow["port"] >= EPHEMERAL_FROM or "pair" in flow,
     "bytes, packets": lambda flow: "bytes_out" in flow or "bytes_in" in flow,
     "both ways in one": lambda flow: "bytes_out" in flow and "bytes_in" in flow,
     "replies folded": lambda flow: flow.get("continued") == 1,
@@ -32,7 +35,8 @@ CARRIES = (*IS_CARRIED, LOSS_REPORTS)
 OPTIONS = {
     "fields": "columns of text without a header, comma-separated",
     "cluster": "the cluster's name, instead of the record's; - leaves clusters out of names",
-    "time": "event time: start (default) or end of the connection or interval",
+    "time": "event time: end (default) or start of the connection or interval; of Suricata logged (default), too",
+    "calls": "which events count as calls: traces and drops (traces, default) or policy verdicts (verdicts)",
 }
 
 _NOTES = {

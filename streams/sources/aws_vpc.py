@@ -15,14 +15,24 @@ import numpy as np
 from schemas.dead_letter import Reason
 from schemas.errors import ConfigurationError
 from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN
+from schemas.ids import is_external
 from schemas.tenant_log import IntColumn
-from streams.sources.coded import CodedRows
+from streams.sources.coded import CodedRows, Names
 from streams.sources.draft import Draft, Words, coded_words, shown
 from streams.sources.envelopes import envelope_reader
 from streams.sources.format import Decoded, LossSignal
-from streams.sources.identity import Naming, address, code_names, is_private, outside, workload
+from streams.sources.identity import ADDRESS_PREFIX, Naming, address, code_names, is_private, outside_label, workload
 from streams.sources.json_records import FAILURES, NotAFlow, Reading, split_records
-from streams.sources.orientation import CLIENT_IS_DST, CLIENT_IS_SRC, NOT_SAID, client_is_dst, server_port
+from streams.sources.orientation import (
+    CLIENT_IS_DST,
+    CLIENT_IS_SRC,
+    NOT_SAID,
+    Mask,
+    client_is_dst,
+    is_icmp,
+    server_port,
+)
+from streams.sources.remembered import Remembered
 from streams.sources.text_records import (
     LINES,
     NO_NUMBER,
@@ -57,11 +67,10 @@ DEFAULT_FIELDS: dict[int, tuple[str, ...]] = {len(fields): fields for fields in 
 KNOWN_FIELDS = frozenset(_LISTS[-1]) | frozenset(
     ["resource-id", "encryption-status"]  # named by AWS for later versions; not used
 )
-_NEEDED = frozenset({"srcaddr", "dstaddr", "start"})
-_ADDRESSES = {"pkt-srcaddr": "srcaddr", "pkt-dstaddr": "dstaddr"}
+_NEEDED = frozenset({"srcaddr", "dstaddr", "end"})
+_AS_GOOD = {"pkt-srcaddr": "srcaddr", "pkt-dstaddr": "dstaddr", "start": "end"}
 
 _TCP = PROTOCOL_NUMBERS["tcp"]
-_ICMP = (PROTOCOL_NUMBERS["icmp"], PROTOCOL_NUMBERS["icmp6"])
 _SYN, _RST, _SYN_ACK = 0x02, 0x04, 0x12
 """Flags of all packets of the record, joined; AWS does not record ACK alone, so that 0x12 is one packet's."""
 _ACTIONS = Words({"ACCEPT": 0, "REJECT": 1, None: UNKNOWN, UNSET: UNKNOWN}, NO_NUMBER)
@@ -130,16 +139,17 @@ class AwsVpc:
 
     Args:
         fields: columns of lines without a header; several lists must differ in length.
-        at_end: event time is the end of the record's interval, not its start.
+        at_end: event time is the end of the record's interval, else its start.
     """
 
     name = "aws-vpc"
 
-    def __init__(self, fields: Sequence[Sequence[str]] | None = None, *, at_end: bool = False) -> None:
+    def __init__(self, fields: Sequence[Sequence[str]] | None = None, *, at_end: bool = True) -> None:
         self._is_default = fields is None
         self._fields = DEFAULT_FIELDS if fields is None else {len(names): tuple(names) for names in fields}
         self._at_end = at_end
         self._naming: Naming[_Key] = Naming(_name_of)
+        self._own: Remembered[str, bool] = Remembered(_has_interface)
         counts = " or ".join(map(str, sorted(self._fields)))
         self._layout = Layout(" ", self._fields.get, _may_have_headers, _note, counts)
 
@@ -148,12 +158,12 @@ class AwsVpc:
         """Return the format as configured.
 
         ``fields``: names as AWS writes them, bare or as ``${name}``, separated by commas or spaces; ``|`` parts lists.
-        ``time``: ``start`` or ``end``.
+        ``time``: ``end`` or ``start``.
         """
         lists = [_field_list(text) for text in arguments["fields"].split("|")] if "fields" in arguments else None
         if lists is not None and len({len(names) for names in lists}) < len(lists):
             raise ConfigurationError("format aws-vpc: two lists of fields have the same number of fields")
-        at_end = choice(cls.name, arguments, "time", ("start", "end")) == "end"
+        at_end = choice(cls.name, arguments, "time", ("end", "start")) == "end"
         return cls(lists, at_end=at_end)
 
     def for_file(self, head: bytes) -> Mapping[str, str]:
@@ -170,6 +180,9 @@ class AwsVpc:
             add_run(decoded, batch, self._rows(batch) if batch.records else None, start)
         return decoded
 
+    def _is_own(self, names: Names) -> Mask:
+        return np.fromiter(map(self._own.__getitem__, names.tolist()), dtype=np.bool_, count=len(names))
+
     def _rows(self, batch: Batch) -> CodedRows | None:
         table = read_table(batch, self._layout)
         if table.cells:
@@ -182,15 +195,15 @@ class AwsVpc:
         dst_port = _bounded(draft, "dstport", text_integers(column("dstport")), 65_535)
         flags = _bounded(draft, "tcp-flags", text_integers(column("tcp-flags")), 255)
         has_flags = (flags > 0) & (protocol == _TCP)
-        is_icmp = np.isin(protocol, _ICMP)
+        icmp = is_icmp(protocol)
         said = np.where(
             has_flags & ((flags & _SYN_ACK) == _SYN_ACK),
             CLIENT_IS_DST,
             np.where(has_flags & ((flags & _SYN_ACK) == _SYN), CLIENT_IS_SRC, NOT_SAID),
         )
-        said = np.where(is_icmp, CLIENT_IS_SRC, said)
+        said = np.where(icmp, CLIENT_IS_SRC, said)
         swapped = client_is_dst(src_port, dst_port, said)
-        port = np.where(is_icmp, UNKNOWN, server_port(src_port, dst_port, swapped, said))
+        port = np.where(icmp, UNKNOWN, server_port(src_port, dst_port, swapped, said))
         direction = coded_words(_DIRECTIONS, column("flow-direction"))
         (src, dst), names = code_names(self._naming, *_keys(table, direction))
         unknown = np.full(size, UNKNOWN, dtype=np.int64)
@@ -210,20 +223,33 @@ class AwsVpc:
         )
         columns["denied"] = np.maximum(denied, UNKNOWN)
         columns["errors"] = np.where((flags >= 0) & (protocol == _TCP), (flags & _RST) > 0, UNKNOWN)
-        columns["continued"] = swapped.astype(np.int64)
-        is_server = np.where(direction == _INGRESS, ~swapped, (direction == _EGRESS) & swapped)
-        columns["side"] = np.where(is_server, SIDE_SERVER, SIDE_CLIENT)
-        instants = column("end" if self._at_end else "start")
+        begins = (protocol != _TCP) | (flags < 0) | ((flags & _SYN) > 0)
+        columns["continued"] = (swapped | ~begins).astype(np.int64)
+        client, server = np.where(swapped, dst, src), np.where(swapped, src, dst)
+        columns["side"] = _side(direction, swapped, self._is_own(names), client, server)
+        instants = column("end", "start") if self._at_end else column("start", "end")
         interfaces = column("interface-id")
         draft.host = lambda row: interfaces[row] if interfaces[row] != UNSET else None
         return draft.finish(
             time_ms=rounded_ms(text_integers(instants).astype(np.float64) * 1_000),
             time_shown=instants,
-            ends=(np.where(swapped, dst, src), np.where(swapped, src, dst), names),
+            ends=(client, server, names),
             port=port,
             protocol=protocol,
             columns=columns,
         )
+
+
+def _side(direction: IntColumn, swapped: Mask, is_own: Mask, client: IntColumn, server: IntColumn) -> IntColumn:
+    """Return who reports: the interface that the packets left or came in by, else the only end that can have one."""
+    by_direction = np.where(direction == _INGRESS, ~swapped, (direction == _EGRESS) & swapped)
+    only_server = is_own[server] & ~is_own[client]
+    return np.where(np.where(direction == UNKNOWN, only_server, by_direction), SIDE_SERVER, SIDE_CLIENT)
+
+
+def _has_interface(name: str) -> bool:
+    """Say whether what has this name can have an interface in a VPC: all but public addresses and AWS's services."""
+    return is_private(name.removeprefix(ADDRESS_PREFIX)) if name.startswith(ADDRESS_PREFIX) else not is_external(name)
 
 
 def _bounded(draft: Draft, name: str, values: IntColumn, high: int) -> IntColumn:
@@ -289,7 +315,7 @@ def _name_of(key: _Key) -> str:
         cluster = key[2] if key[2] != UNSET else None
         return workload(cluster or "", key[3])
     if cloud is not None and cloud != UNSET and not is_private(where or ""):
-        return outside(f"aws/{cloud}")
+        return outside_label(f"aws/{cloud}")
     return address(where)
 
 
@@ -307,7 +333,7 @@ def _note(cells: list[str]) -> Note | None:
 
 def _field_list(text: str) -> list[str]:
     names = [name.strip().removeprefix("${").removesuffix("}") for name in text.replace(",", " ").split()]
-    missing = _NEEDED - {_ADDRESSES.get(name, name) for name in names}
+    missing = _NEEDED - {_AS_GOOD.get(name, name) for name in names}
     if missing:
         raise ConfigurationError(f"format aws-vpc: fields must name {', '.join(sorted(missing))}")
     return names

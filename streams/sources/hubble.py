@@ -1,7 +1,8 @@
 """``hubble``: flows of Cilium's Hubble, as its exporter or ``hubble observe -o json`` writes them. Pure.
 
-A record is an event (a packet that was traced or dropped, a request, an answer), not a connection: it has no bytes. Any
-field of a flow may be missing, for users mask them. Records of other kinds say that Hubble lost events or a node.
+A record is an event (a packet that was traced or dropped, a policy's verdict, a request, an answer), not a connection:
+it has no bytes, and `hubble_calls` says which event counts as the call. Any field of a flow may be missing, for users
+mask them. Records of other kinds say that Hubble lost events or a node.
 
 Source: cilium api/v1/flow/flow.proto, api/v1/observer/observer.proto, pkg/hubble/parser (direction of replies).
 """
@@ -12,17 +13,28 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN
+from schemas.flow import PROTOCOL_NUMBERS, UNKNOWN
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Words, coded_words, integers
 from streams.sources.envelopes import in_envelope
 from streams.sources.format import LossSignal
+from streams.sources.hubble_calls import not_a_packet, seen
 from streams.sources.hubble_records import Endpoint, Event, Flow, Ip, Layer4, Layer7, Other, Ports, Service
-from streams.sources.identity import UNNAMED, Naming, address, bounded, code_names, outside, owner_of, workload
+from streams.sources.identity import (
+    UNNAMED,
+    Naming,
+    address,
+    bounded,
+    code_names,
+    labelled,
+    outside,
+    owner_of,
+    workload,
+)
 from streams.sources.json_records import Reading
-from streams.sources.orientation import CLIENT_IS_DST, CLIENT_IS_SRC, NOT_SAID, client_is_dst, server_port
+from streams.sources.orientation import CLIENT_IS_DST, CLIENT_IS_SRC, NOT_SAID, client_is_dst, icmp_answers, server_port
 from streams.sources.times import iso_ms
-from streams.sources.typed import Batch, TypedFormat, lax, mask_of
+from streams.sources.typed import Batch, TypedFormat, choice, lax, mask_of
 
 _KINDS = ("lost_events", "node_status", "agent_event", "debug_event")
 _LOST_BY = frozenset({"PERF_EVENT_RING_BUFFER", "OBSERVER_EVENTS_QUEUE", "HUBBLE_RING_BUFFER"})
@@ -51,8 +63,6 @@ _POLICY_DROPS = frozenset(
     {"POLICY_DENIED", "POLICY_DENY", "AUTH_REQUIRED", "DENIED_BY_LB_SRC_RANGE_CHECK", "NO_EGRESS_GATEWAY"}
 )
 _FORWARDED = Words({"FORWARDED": 0, "REDIRECTED": 0, "TRACED": 0, "TRANSLATED": 0, "AUDIT": 0})
-_SERVER_REPORTS = Words({"INGRESS": SIDE_SERVER, "EGRESS": SIDE_CLIENT}, SIDE_CLIENT)
-"""Hubble gives the direction of the connection as its reporting node sees it, for replies too."""
 _SOUND_RCODES = frozenset({0, 3, "0", "3", "NOERROR", "NXDOMAIN", "NoError", "NXDomain", None})
 _REPLY, _REQUEST_TYPE, _RESPONSE_TYPE = 1, "REQUEST", "RESPONSE"
 _HTTP_ERROR_FROM = 500
@@ -60,12 +70,15 @@ _HTTP_ERROR_FROM = 500
 _RESERVED = "reserved:"
 _RESERVED_NAMES = ("kube-apiserver", "ingress", "host", "remote-node", "health")
 """Reserved identities that are something; world, unmanaged, init and unknown only say what an address is not."""
+_WORLD = frozenset({"world", "world-ipv4", "world-ipv6"})
 _APP_LABELS = ("k8s:app.kubernetes.io/name=", "k8s:app=", "k8s:k8s-app=", "k8s:name=")
 _NAMESPACE_LABEL = "k8s:io.kubernetes.pod.namespace="
 _DEFAULT_CLUSTERS = frozenset({"", "default"})
 
 _Key = tuple[Any, ...]
 _PODS, _SERVICES, _LABELS = "Pod", "Service", "labels"
+_NAMES_READ = 32
+_CALLS = ("traces", "verdicts")
 
 
 def _key(end: Endpoint | None, service: Service | None, names: tuple[str, ...], where: str) -> _Key:
@@ -80,7 +93,7 @@ def _key(end: Endpoint | None, service: Service | None, names: tuple[str, ...], 
         return _SERVICES, service.namespace, service.name, end.cluster_name if end is not None else ""
     labels = end.labels if end is not None else ()
     namespace = end.namespace if end is not None else ""
-    return _LABELS, namespace, labels, end.cluster_name if end is not None else "", names[:1], where
+    return _LABELS, namespace, labels, end.cluster_name if end is not None else "", names[:_NAMES_READ], where
 
 
 class Hubble(TypedFormat):
@@ -88,48 +101,55 @@ class Hubble(TypedFormat):
 
     Args:
         cluster: the cluster all records come from, instead of ``cluster_name``; ``-`` leaves it out of names.
+        by_verdicts: calls are counted by policy verdicts, for exports without traces; else by traces and drops.
     """
 
     name = "hubble"
     reading = Reading((_event, _other, in_envelope(_event, ("flow",)), in_envelope(_other, ("flow",))), _array)
 
-    def __init__(self, *, cluster: str | None = None) -> None:
+    def __init__(self, *, cluster: str | None = None, by_verdicts: bool = False) -> None:
         self._cluster = cluster
+        self._by_verdicts = by_verdicts
         self._naming: Naming[_Key] = Naming(self._name_of)
 
     @classmethod
     def configured(cls, arguments: Mapping[str, str]) -> "Hubble":
-        """Return the format as configured: ``cluster``."""
-        return cls(cluster=arguments.get("cluster"))
+        """Return the format as configured: ``cluster``, ``calls`` (``traces`` or ``verdicts``)."""
+        by_verdicts = choice(cls.name, arguments, "calls", _CALLS) == "verdicts"
+        return cls(cluster=arguments.get("cluster"), by_verdicts=by_verdicts)
 
-    def _workload(self, namespace: str, name: str, cluster: str) -> str:
+    def _cluster_of(self, recorded: str) -> str | None:
         if self._cluster is not None:
-            cluster = "" if self._cluster == "-" else self._cluster
-        return workload(namespace, name, None if cluster in _DEFAULT_CLUSTERS else cluster)
+            return None if self._cluster == "-" else self._cluster
+        return None if recorded in _DEFAULT_CLUSTERS else recorded
 
     def _name_of(self, key: _Key) -> str:
         if key[0] != _LABELS:
             kind, namespace, name, cluster = key
-            return self._workload(namespace, owner_of(kind, name), cluster)
+            return workload(namespace, owner_of(kind, name), self._cluster_of(cluster))
         _, namespace, labels, cluster, names, where = key
         reserved = {label.removeprefix(_RESERVED) for label in labels if label.startswith(_RESERVED)}
         for name in _RESERVED_NAMES:
             if name in reserved:
                 return bounded(_RESERVED + name)
+        namespace = namespace or _value_of(labels, _NAMESPACE_LABEL)
         for prefix in _APP_LABELS:
-            app = next((label.removeprefix(prefix) for label in labels if label.startswith(prefix)), "")
+            app = _value_of(labels, prefix)
             if app:
-                of_label = next(
-                    (t.removeprefix(_NAMESPACE_LABEL) for t in labels if t.startswith(_NAMESPACE_LABEL)), ""
-                )
-                return self._workload(namespace or of_label, app, cluster)
-        if names and outside(names[0]) != UNNAMED:
-            return outside(names[0])
-        return address(where) or (bounded(_RESERVED + "world") if "world" in reserved else UNNAMED)
+                return workload(namespace, app, self._cluster_of(cluster))
+        by_labels = labelled(namespace, labels, self._cluster_of(cluster))
+        if by_labels != UNNAMED:
+            return by_labels
+        # An address has as many names as were ever asked for, in no order: any rule will do, if it is always the same.
+        hosts = sorted({name for name in map(outside, names) if name != UNNAMED})
+        if hosts:
+            return hosts[0]
+        return address(where) or (bounded(_RESERVED + "world") if reserved & _WORLD else UNNAMED)
 
     def rows(self, batch: Batch) -> CodedRows | None:
         """Turn records into rows; see `TypedFormat`."""
         self._take_signals(batch)
+        batch.skip([not_a_packet(event.flow) for event in batch.records])
         events, draft = batch.records, batch.draft
         if not events:
             return None
@@ -157,6 +177,8 @@ class Hubble(TypedFormat):
                 np.where(response | (syn & ack), CLIENT_IS_DST, NOT_SAID),
             ),
         )
+        replies, icmp_errors = icmp_answers(protocol, np.fromiter(map(_icmp_type, flows), np.int64, size))
+        said = np.where(replies | icmp_errors, CLIENT_IS_DST, said)
         portless = (src_port == UNKNOWN) & (dst_port == UNKNOWN)
         said = np.where(portless & (said == NOT_SAID), CLIENT_IS_SRC, said)
         swapped = client_is_dst(src_port, dst_port, said)
@@ -177,8 +199,12 @@ class Hubble(TypedFormat):
         reset = mask_of((f is not None and f.RST for f in flags), size)
         answers = integers([_answer(l7) for l7 in layer7])
         errors = np.where(failed, 1, np.maximum(answers, np.where(flagged, reset, UNKNOWN)))
-        # Answers are what counts as calls of a protocol that Hubble reads, handshakes as those of a connection.
-        later = (flagged & ~(syn & ~ack)) | (swapped & ~response) | (request & ~dropped)
+        # Answers are what counts as calls of a protocol that Hubble reads (HTTP that the proxy refuses is answered, too),
+        # handshakes as those of a connection.
+        http = mask_of((l7 is not None and l7.http is not None for l7 in layer7), size)
+        how = seen(flows, reply, swapped, by_verdicts=self._by_verdicts)
+        later = (flagged & ~(syn & ~ack)) | (swapped & ~response) | (request & (~dropped | http))
+        known = ~how.is_repeat
         latency = integers([None if l7 is None else l7.latency_ns for l7 in layer7])
         draft.host = lambda row: events[row].node_name or flows[row].node_name
         return draft.finish(
@@ -188,11 +214,11 @@ class Hubble(TypedFormat):
             port=port,
             protocol=protocol,
             columns={
-                "side": coded_words(_SERVER_REPORTS, [flow.traffic_direction for flow in flows]),
-                "errors": errors,
-                "denied": denied,
+                "side": how.side,
+                "errors": np.where(known | failed, errors, UNKNOWN),
+                "denied": np.where(known, denied, UNKNOWN),
                 "latency_us": np.where(latency > 0, latency // 1_000, UNKNOWN),
-                "continued": later.astype(np.int64),
+                "continued": (later | how.is_later | how.is_repeat).astype(np.int64),
             },
         )
 
@@ -218,6 +244,15 @@ class Hubble(TypedFormat):
                     LossSignal(*at, kind, node and bounded(node), UNKNOWN, time_ms) for node in nodes[:1_000]
                 )
         batch.skip([_kind_of(r) if isinstance(r, Other) else None for r in batch.records])
+
+
+def _value_of(labels: tuple[str, ...], prefix: str) -> str:
+    return next((label.removeprefix(prefix) for label in labels if label.startswith(prefix)), "")
+
+
+def _icmp_type(flow: Flow) -> int:
+    icmp = None if flow.l4 is None else flow.l4.ICMPv4 or flow.l4.ICMPv6
+    return UNKNOWN if icmp is None else icmp.type
 
 
 def _layer4(layer: Layer4 | None) -> tuple[int, Ports | None]:

@@ -15,6 +15,7 @@ class Workload(msgspec.Struct, gc=False):
 
 
 class Endpoint(msgspec.Struct, gc=False):
+    ID: Count = 0
     namespace: str = ""
     pod_name: str = ""
     workloads: tuple[Workload, ...] = ()
@@ -45,7 +46,7 @@ class Ports(msgspec.Struct, gc=False):
 
 
 class Icmp(msgspec.Struct, gc=False):
-    type: int = 0
+    type: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
 
 
 class Layer4(msgspec.Struct, gc=False):
@@ -76,6 +77,10 @@ class Layer7(msgspec.Struct, gc=False):
     kafka: Kafka | None = None
 
 
+class EventType(msgspec.Struct, gc=False):
+    type: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
+
+
 class Flow(msgspec.Struct, gc=False):
     """What is used of a flow."""
 
@@ -94,6 +99,11 @@ class Flow(msgspec.Struct, gc=False):
     is_reply: bool | None = None
     reply: bool | None = None
     traffic_direction: str | None = None
+    event_type: EventType | None = None
+    Type: str | None = None
+    policy_match_type: Count | None = None
+    trace_observation_point: str | None = None
+    trace_reason: str | None = None
     node_name: str | None = None
 
 

@@ -6,8 +6,9 @@
 | ``cluster:namespace/name`` | the same, where the record or the configuration says which cluster |
 | ``node:NAME`` | a Kubernetes node (host network) |
 | ``reserved:NAME`` | what Cilium names so: host, remote-node, kube-apiserver, ... |
-| ``ext:NAME`` | outside the estate: a domain name, a cloud service (``ext:aws/s3``), a label |
+| ``ext:NAME`` | outside the estate: a registered domain, a cloud service (``ext:aws/s3``), a label |
 | ``ext:unknown`` | the other end of half a call that does not name it |
+| ``label:NAMESPACE/k=v,k2=v2`` | a pod by its labels, where none of them is its name; the inventory may name it |
 | ``ip:ADDR`` | nothing in the record names it; the tenant's inventory may, later |
 
 The kind of the owner is not part of the name: sources that do not know it must agree with those that do.
@@ -15,9 +16,8 @@ The kind of the owner is not part of the name: sources that do not know it must 
 
 import ipaddress
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from itertools import chain, count
-from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -25,19 +25,20 @@ from schemas.flow import MAX_NAME_BYTES
 from schemas.ids import EXTERNAL_PREFIX, stable_hash
 from schemas.tenant_log import IntColumn
 from streams.sources.coded import Names, names_of
+from streams.sources.domains import registered
+from streams.sources.remembered import Key, Remembered
 
 ADDRESS_PREFIX = "ip:"
 NODE_PREFIX = "node:"
+LABEL_PREFIX = "label:"
 UNNAMED = ""
 """Name of an endpoint of which the record says nothing usable."""
 UNKNOWN_PEER = EXTERNAL_PREFIX + "unknown"
 """Name of the other end of a call's half that does not say who that is; the other half does, if it is ever seen."""
 
-_RESERVED_CLUSTERS = frozenset({"ip", "ext", "node", "reserved"})
+_RESERVED_CLUSTERS = frozenset({"ip", "ext", "node", "reserved", "label"})
 _HASH_CHARACTERS = 16
 _KEPT_BYTES = MAX_NAME_BYTES - _HASH_CHARACTERS - 1
-_REMEMBERED = 200_000
-"""Endpoints whose names are kept; more distinct ones only make us name them again."""
 
 # Kubernetes draws suffixes from an alphabet without vowels (apimachinery pkg/util/rand, SafeEncodeString).
 _SAFE = "[bcdfghjklmnpqrstvwxz2456789]"
@@ -49,8 +50,6 @@ _SUFFIXED_POD = re.compile(rf"(.+)-{_SAFE}{{5}}")
 _ORDINAL_POD = re.compile(r"(.+)-\d{1,4}")
 _POD_PATTERNS = (_CRON_JOB_POD, _DEPLOYMENT_POD, _SUFFIXED_POD, _ORDINAL_POD)
 _CANONICAL_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}", re.ASCII)
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 def bounded(name: str) -> str:
@@ -101,10 +100,57 @@ def owner_of(kind: str, name: str) -> str:
     return match[1] if match is not None else name
 
 
-def outside(name: str) -> str:
-    """Return the name of something outside the estate: lower case, without the root's dot."""
-    cleaned = name.strip().rstrip(".").lower()
+def outside_label(label: str) -> str:
+    """Return the name of something outside that an operator or a cloud labelled: lower case, as it is."""
+    cleaned = label.strip().rstrip(".").lower()
     return bounded(EXTERNAL_PREFIX + cleaned) if cleaned else UNNAMED
+
+
+def outside(host: str) -> str:
+    """Return the name of a host outside the estate: its registered domain or cloud service; an address stays one.
+
+    >>> outside("API.eu.example.com."), outside("mine.s3.amazonaws.com"), outside("1.2.3.4")
+    ('ext:example.com', 'ext:aws/s3', 'ip:1.2.3.4')
+    """
+    cleaned = host.strip().rstrip(".").lower()
+    return address(cleaned) or outside_label(registered(cleaned))
+
+
+_LABEL = re.compile(r"k8s:([^=]{1,317})=(.{0,63})", re.DOTALL)
+_UNTELLING_PREFIXES = (
+    *("io.cilium.", "io.kubernetes.", "topology.kubernetes.io/", "failure-domain.beta.kubernetes.io/"),
+    *("batch.kubernetes.io/", "statefulset.kubernetes.io/", "apps.kubernetes.io/", "helm.sh/"),
+)
+_UNTELLING = frozenset(
+    (
+        *("pod-template-hash", "controller-revision-hash", "pod-template-generation", "rollouts-pod-template-hash"),
+        *("job-name", "controller-uid", "app.kubernetes.io/version", "app.kubernetes.io/managed-by"),
+    )
+)
+"""Labels that change with every deploy, pod or zone, or that all pods of an operator have in common."""
+_CLUSTER_LABEL = "io.cilium.k8s.policy.cluster"
+
+
+def labelled(namespace: str, labels: Sequence[str], cluster: str | None = None) -> str:
+    """Return the name of a pod by its labels, as Cilium writes them, or ``UNNAMED`` if none of them tells who it is.
+
+    >>> labelled("shop", ["k8s:tier=web", "k8s:pod-template-hash=6c9d4d5f7b", "k8s:role=cart"])
+    'label:shop/role=cart,tier=web'
+
+    Args:
+        cluster: goes among the labels, under Cilium's key, for those of the same name are others elsewhere.
+    """
+    matches = [match for match in map(_LABEL.fullmatch, labels) if match is not None]
+    telling = {
+        (match[1], match[2])
+        for match in matches
+        if match[1] not in _UNTELLING and not match[1].startswith(_UNTELLING_PREFIXES)
+    }
+    if not telling:
+        return UNNAMED
+    if cluster:
+        telling.add((_CLUSTER_LABEL, cluster))
+    return bounded(f"{LABEL_PREFIX}{namespace}/{','.join(map('='.join, sorted(telling)))}")
 
 
 def normal_address(text: str) -> str | None:
@@ -149,18 +195,8 @@ def split_port(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-class Naming(dict[Key, str], Generic[Key]):
-    """Names of endpoints by what records say of them. Looks like a dictionary, fills itself, forgets when large."""
-
-    def __init__(self, name_of: Callable[[Key], str]) -> None:
-        super().__init__()
-        self._name_of = name_of
-
-    def __missing__(self, key: Key) -> str:
-        if len(self) >= _REMEMBERED:
-            self.clear()
-        name = self[key] = self._name_of(key)
-        return name
+class Naming(Remembered[Key, str]):
+    """Names of endpoints by what records say of them."""
 
 
 def code_names(naming: Naming[Key], *columns: Sequence[Key]) -> tuple[list[IntColumn], Names]:

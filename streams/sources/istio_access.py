@@ -8,7 +8,7 @@ Source: istio pkg/config/mesh accessLogFormat defaults (JSON); Envoy access log 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -31,6 +31,7 @@ from streams.sources.identity import (
     workload,
 )
 from streams.sources.json_records import FAILURES, Explained, NotAFlow, Reading
+from streams.sources.remembered import Remembered
 from streams.sources.times import iso_ms
 from streams.sources.typed import Batch, TypedFormat, columns_of, lax, mask_of
 
@@ -129,12 +130,12 @@ _APP_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app
 _METHODS = Words(dict.fromkeys(_NOTHING, 0), 1)
 _TRANSPORTS = Words({"HTTP/3": _UDP}, _TCP)
 _HARMED, _REFUSED = 1, 2
-_REMEMBERED = 50_000
 _SERVER_FIELDS = (
     *("upstream_cluster", "requested_server_name", "authority", "upstream_host", "downstream_local_address"),
 )
 
 _Key = tuple[str, ...]
+_Server = tuple[_Key, int, bool, bool, bool]
 _REPORTER, _ADDRESS, _HOSTS = "reporter", "address", "hosts"
 
 
@@ -194,9 +195,9 @@ class IstioAccess(TypedFormat):
     def __init__(self, *, cluster: str | None = None) -> None:
         self._cluster = None if cluster == "-" else cluster
         self._naming: Naming[_Key] = Naming(self._name_of)
-        self._servers = _Remembered(_server)
-        self._flags = _Remembered(_flag_verdict)
-        self._details = _Remembered(_is_rbac)
+        self._servers: Remembered[tuple[str | None, ...], _Server] = Remembered(_server)
+        self._flags: Remembered[Any, int] = Remembered(_flag_verdict)
+        self._details: Remembered[Any, int] = Remembered(_is_rbac)
 
     @classmethod
     def configured(cls, arguments: Mapping[str, str]) -> "IstioAccess":
@@ -267,21 +268,7 @@ class IstioAccess(TypedFormat):
         )
 
 
-class _Remembered(dict[Any, Any]):
-    """What a function says of values; looks like a dictionary, fills itself, forgets when large."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self._function = function
-
-    def __missing__(self, key: Any) -> Any:
-        if len(self) >= _REMEMBERED:
-            self.clear()
-        found = self[key] = self._function(key)
-        return found
-
-
-def _server(key: tuple[str | None, ...]) -> tuple[_Key, int, bool, bool, bool]:
+def _server(key: tuple[str | None, ...]) -> _Server:
     """Return what names the server, its port, whether it reports, whether Istio had nowhere to go, and whether the
     server has no more than an address."""
     cluster, asked, named, upstream, local = map(_text, key)

@@ -18,7 +18,16 @@ from schemas.tenant_log import IntColumn
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Words, coded_words, integers
 from streams.sources.envelopes import in_envelope
-from streams.sources.identity import NODE_PREFIX, Naming, address, bounded, code_names, outside, owner_of, workload
+from streams.sources.identity import (
+    NODE_PREFIX,
+    Naming,
+    address,
+    bounded,
+    code_names,
+    outside_label,
+    owner_of,
+    workload,
+)
 from streams.sources.json_records import FAILURES, Reading
 from streams.sources.orientation import (
     CLIENT_IS_DST,
@@ -26,6 +35,8 @@ from streams.sources.orientation import (
     NOT_SAID,
     Mask,
     client_is_dst,
+    icmp_answers,
+    is_icmp,
     server_port,
 )
 from streams.sources.times import milliseconds
@@ -77,6 +88,8 @@ class Record(msgspec.Struct, gc=False):
     PktDropPackets: Count | None = None
     PktDropLatestDropCause: str | None = None
     NetworkEvents: list[_NetworkEvent | str] | str | None = None
+    IcmpType: Annotated[int, msgspec.Meta(ge=0, le=255)] | None = None
+    Duplicate: bool | None = None
     RecordType: str | None = msgspec.field(default=None, name="_RecordType")
 
 
@@ -86,9 +99,9 @@ class _Kind(msgspec.Struct, gc=False):
 
 _FLOW = frozenset({None, "", "flowLog"})
 _CONVERSATIONS = {"newConnection": "new-connection", "heartbeat": "heartbeat", "endConnection": "end-connection"}
-_NOT_IP = "not-ip"
+_NOT_IP, _DUPLICATE = "not-ip", "duplicate"
+_SKIPPED = frozenset({_NOT_IP, _DUPLICATE})
 _TCP = PROTOCOL_NUMBERS["tcp"]
-_ICMP = (PROTOCOL_NUMBERS["icmp"], PROTOCOL_NUMBERS["icmp6"])
 _INGRESS, _EGRESS = 0, 1
 _SYN, _RST, _SYN_ACK = 0x02, 0x04, 0x100
 """Flags of all packets of the record, joined; 0x100 is NetObserv's own: a packet had SYN and ACK."""
@@ -105,7 +118,7 @@ _Key = tuple[str | None, ...]
 
 
 def _type_name(kind: str) -> str:
-    return _CONVERSATIONS.get(kind, kind if kind == _NOT_IP else "other")
+    return _CONVERSATIONS.get(kind, kind if kind in _SKIPPED else "other")
 
 
 def _explain(piece: bytes) -> str | None:
@@ -156,21 +169,21 @@ class NetObserv(TypedFormat):
 
     Args:
         cluster: the cluster all records come from, instead of ``K8S_ClusterName``; ``-`` leaves it out of names.
-        at_end: event time is the end of the record's interval, not its start.
+        at_end: event time is the end of the record's interval, else its start.
     """
 
     name = "netobserv"
     reading = Reading((_record, in_envelope(_record, ("TimeFlowStartMs",))), _array, explain=_explain)
 
-    def __init__(self, *, cluster: str | None = None, at_end: bool = False) -> None:
+    def __init__(self, *, cluster: str | None = None, at_end: bool = True) -> None:
         self._cluster = cluster
         self._at_end = at_end
         self._naming: Naming[_Key] = Naming(self._name_of)
 
     @classmethod
     def configured(cls, arguments: Mapping[str, str]) -> "NetObserv":
-        """Return the format as configured: ``cluster``, ``time`` (``start`` or ``end``)."""
-        at_end = choice(cls.name, arguments, "time", ("start", "end")) == "end"
+        """Return the format as configured: ``cluster``, ``time`` (``end`` or ``start``)."""
+        at_end = choice(cls.name, arguments, "time", ("end", "start")) == "end"
         return cls(cluster=arguments.get("cluster"), at_end=at_end)
 
     def _name_of(self, key: _Key) -> str:
@@ -183,16 +196,20 @@ class NetObserv(TypedFormat):
             base = owner_of(owner_type or "", owner) if owner else owner_of(kind or "", name or "")
             return workload(namespace or "", base, cluster)
         if label and label.startswith("EXT:"):
-            return outside(label[4:])
+            return outside_label(label[4:])
         return address(where)
 
     def rows(self, batch: Batch) -> CodedRows | None:
         """Turn records into rows; see `TypedFormat`."""
         batch.skip(
             [
-                (None if record.SrcAddr or record.DstAddr else _NOT_IP)
-                if record.RecordType in _FLOW
-                else record.RecordType
+                record.RecordType
+                if record.RecordType not in _FLOW
+                else _DUPLICATE
+                if record.Duplicate
+                else None
+                if record.SrcAddr or record.DstAddr
+                else _NOT_IP
                 for record in batch.records
             ],
             _type_name,
@@ -208,12 +225,14 @@ class NetObserv(TypedFormat):
         is_syn_ack = (flags >= 0) & ((flags & _SYN_ACK) > 0)
         is_syn = (flags >= 0) & ((flags & _SYN) > 0) & ~is_syn_ack
         said = np.where(is_syn_ack, CLIENT_IS_DST, np.where(is_syn, CLIENT_IS_SRC, NOT_SAID))
-        is_icmp = np.isin(protocol, _ICMP)
-        said = np.where(is_icmp, CLIENT_IS_SRC, said)
+        icmp = is_icmp(protocol)
+        replies, icmp_errors = icmp_answers(protocol, integers(column["IcmpType"]))
+        said = np.where(icmp, np.where(replies | icmp_errors, CLIENT_IS_DST, CLIENT_IS_SRC), said)
         swapped = client_is_dst(src_port, dst_port, said)
-        port = np.where(is_icmp, UNKNOWN, server_port(src_port, dst_port, swapped, said))
+        port = np.where(icmp, UNKNOWN, server_port(src_port, dst_port, swapped, said))
         (src, dst), names = code_names(self._naming, self._keys(column, "Src"), self._keys(column, "Dst"))
-        sampling = np.maximum(integers(column["Sampling"]), 1)
+        said_sampling = integers(column["Sampling"])
+        sampling = np.maximum(said_sampling, 1)
         unknown = np.full(size, UNKNOWN, dtype=np.int64)
         packets = integers(column["Packets"])
         measures = {
@@ -231,7 +250,11 @@ class NetObserv(TypedFormat):
         dns_ms, rtt_ns = integers(column["DnsLatencyMs"]), integers(column["TimeFlowRttNs"])
         columns["latency_us"] = np.where(dns_ms > 0, dns_ms * 1_000, np.where(rtt_ns > 0, rtt_ns // 1_000, UNKNOWN))
         columns["sampling"] = sampling
-        columns["continued"] = swapped.astype(np.int64)
+        # Unsampled, the record of a connection's first packets has its SYN, and one without continues another record.
+        # Of sampled packets, most connections' SYN is not among them.
+        is_whole = (said_sampling == 0) | (said_sampling == 1)
+        later = (protocol == _TCP) & (flags >= 0) & ((flags & (_SYN | _SYN_ACK)) == 0) & is_whole
+        columns["continued"] = (swapped | later).astype(np.int64)
         direction = integers(column["FlowDirection"])
         columns["side"] = _side(direction, swapped)
         draft.host = lambda row: _host(records[row])

@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from schemas.flow import PROTOCOL_NUMBERS
 from schemas.tenant_log import IntColumn
 
 Mask = npt.NDArray[np.bool_]
@@ -97,3 +98,30 @@ def server_port(src_port: IntColumn, dst_port: IntColumn, swapped: Mask, said: I
         guessed = doubtful if said is None else doubtful & ((said == NOT_SAID) | (port == 0))
         port = np.where(guessed, _NO_PORT, port)
     return port
+
+
+_ICMP, _ICMP6 = PROTOCOL_NUMBERS["icmp"], PROTOCOL_NUMBERS["icmp6"]
+_REPLIES = {_ICMP: (0, 14, 16, 18), _ICMP6: (129, 140)}
+_ERRORS = {_ICMP: (3, 4, 5, 11, 12), _ICMP6: (1, 2, 3, 4)}
+"""Message types of IANA's registries: answers to a request, and words on a packet of another connection."""
+
+
+def is_icmp(protocol: IntColumn) -> Mask:
+    """Say which records are of ICMP: what a source keeps in their port fields is type and code, never a port."""
+    mask: Mask = (protocol == _ICMP) | (protocol == _ICMP6)
+    return mask
+
+
+def icmp_answers(protocol: IntColumn, message_type: IntColumn) -> tuple[Mask, Mask]:
+    """Say which ICMP messages run from server to client: replies, and errors that speak of another connection.
+
+    Whoever sends an error was called: its receiver is the client.
+
+    Shapes:
+        all ``(n,)``; a type of -1 is unknown.
+    """
+    replies, errors = (
+        np.logical_or.reduce([(protocol == number) & np.isin(message_type, types) for number, types in table.items()])
+        for table in (_REPLIES, _ERRORS)
+    )
+    return replies, errors

@@ -41,7 +41,7 @@ FORMATS[AUTO] = Auto(_RECOGNISED)
 
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "netobserv": ("cluster", "time"),
-    "hubble": ("cluster",),
+    "hubble": ("cluster", "calls"),
     "istio-access": ("cluster",),
     "aws-vpc": ("fields", "time"),
     "zeek-conn": ("fields", "time"),

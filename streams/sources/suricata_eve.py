@@ -19,7 +19,7 @@ from streams.sources.draft import Protocols, Words, coded_words, integers
 from streams.sources.envelopes import in_envelope
 from streams.sources.identity import Naming, address, code_names
 from streams.sources.json_records import FAILURES, Reading
-from streams.sources.orientation import client_is_dst, said_by_sensor, server_port
+from streams.sources.orientation import client_is_dst, icmp_answers, is_icmp, said_by_sensor, server_port
 from streams.sources.times import iso_ms
 from streams.sources.typed import Batch, TypedFormat, choice, columns_of, directed, lax, mask_of
 
@@ -52,6 +52,7 @@ class Event(msgspec.Struct, gc=False):
     dest_ip: str | None = None
     dest_port: Port | None = None
     proto: str | None = None
+    icmp_type: Annotated[int, msgspec.Meta(ge=0, le=255)] | None = None
     flow: _Flow | None = None
     tcp: _Tcp | None = None
     host: str | None = None
@@ -68,10 +69,10 @@ _KNOWN = (
 )
 _TYPES = frozenset(_KNOWN.split())
 _TCP = PROTOCOL_NUMBERS["tcp"]
-_ICMP = (PROTOCOL_NUMBERS["icmp"], PROTOCOL_NUMBERS["icmp6"])
 _PROTOCOLS = Protocols()
 _DENIED = Words({"drop": 1, "reject": 1, "pass": 0, "accept": 0})
 _NO_TCP = _Tcp()
+_TIMES = ("logged", "end", "start")
 
 
 def _type_name(event_type: str) -> str:
@@ -94,20 +95,20 @@ class SuricataEve(TypedFormat):
     """Suricata's flow events; see the module.
 
     Args:
-        at_end: event time is the flow's last packet, not its first.
+        time: event time: ``logged`` (when the event was written), ``end`` (the flow's last packet) or ``start``.
     """
 
     name = "suricata-eve"
     reading = Reading((_event, in_envelope(_event, ("event_type",))), _array, explain=_explain)
 
-    def __init__(self, *, at_end: bool = False) -> None:
-        self._at_end = at_end
+    def __init__(self, *, time: str = _TIMES[0]) -> None:
+        self._time = time
         self._naming: Naming[str | None] = Naming(address)
 
     @classmethod
     def configured(cls, arguments: Mapping[str, str]) -> "SuricataEve":
-        """Return the format as configured: ``time`` (``start`` or ``end``)."""
-        return cls(at_end=choice(cls.name, arguments, "time", ("start", "end")) == "end")
+        """Return the format as configured: ``time`` (``logged``, ``end`` or ``start``)."""
+        return cls(time=choice(cls.name, arguments, "time", _TIMES))
 
     def rows(self, batch: Batch) -> CodedRows | None:
         """Turn events into rows; see `TypedFormat`."""
@@ -128,7 +129,10 @@ class SuricataEve(TypedFormat):
         said = said_by_sensor(src_port, dst_port, ~told | mask_of(tcp["syn"], size), is_tcp)
         swapped = client_is_dst(src_port, dst_port, said)
         port = server_port(src_port, dst_port, swapped, said)
-        port = np.where(np.isin(protocol, _ICMP), UNKNOWN, port)
+        icmp = is_icmp(protocol)
+        replies, icmp_errors = icmp_answers(protocol, integers(column["icmp_type"]))
+        port = np.where(icmp, UNKNOWN, port)
+        swapped = np.where(icmp, replies | icmp_errors, swapped)
         (src, dst), names = code_names(self._naming, column["src_ip"], column["dest_ip"])
         measures = {
             "bytes_out": integers(flow["bytes_toserver"]),
@@ -141,9 +145,13 @@ class SuricataEve(TypedFormat):
         columns = directed(measures, swapped)
         columns["errors"] = np.where(is_tcp, failed, UNKNOWN)
         columns["denied"] = coded_words(_DENIED, flow["action"])
-        instants = flow["end" if self._at_end else "start"]
+        columns["continued"] = icmp_errors.astype(np.int64)
+        instants = column["timestamp"] if self._time == "logged" else flow[self._time]
         if None in instants:
-            instants = tuple(text or event.timestamp for text, event in zip(instants, events, strict=True))
+            instants = tuple(
+                text or event.timestamp or event.flow.end or event.flow.start
+                for text, event in zip(instants, events, strict=True)
+            )
         draft.host = lambda row: events[row].host
         return draft.finish(
             time_ms=iso_ms(instants),

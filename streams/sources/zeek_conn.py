@@ -25,7 +25,7 @@ from streams.sources.draft import Draft, Protocols, Words, coded_words, integers
 from streams.sources.format import Decoded
 from streams.sources.identity import Naming, address, code_names
 from streams.sources.json_records import Explained, NotAFlow, Reading
-from streams.sources.orientation import client_is_dst, said_by_sensor, server_port
+from streams.sources.orientation import client_is_dst, icmp_answers, is_icmp, said_by_sensor, server_port
 from streams.sources.text_records import (
     HEADER,
     LINES,
@@ -90,12 +90,12 @@ class ZeekConn:
 
     Args:
         fields: columns of text without a header, in order.
-        at_end: event time is the connection's end, not its start.
+        at_end: event time is the connection's end, when Zeek writes it; else its start.
     """
 
     name = "zeek-conn"
 
-    def __init__(self, fields: Sequence[str] | None = None, *, at_end: bool = False) -> None:
+    def __init__(self, fields: Sequence[str] | None = None, *, at_end: bool = True) -> None:
         self._fields = _plain_fields(fields or DEFAULT_FIELDS)
         self._is_default = fields is None
         self._at_end = at_end
@@ -107,11 +107,11 @@ class ZeekConn:
 
     @classmethod
     def configured(cls, arguments: Mapping[str, str]) -> "ZeekConn":
-        """Return the format as configured: ``fields`` (comma-separated), ``time`` (``start`` or ``end``)."""
+        """Return the format as configured: ``fields`` (comma-separated), ``time`` (``end`` or ``start``)."""
         fields = [name.strip() for name in arguments["fields"].split(",")] if "fields" in arguments else None
         if fields is not None and not {"ts", "id.orig_h", "id.resp_h"} <= set(map(_plain, fields)):
             raise ConfigurationError("format zeek-conn: fields must name ts, id.orig_h and id.resp_h")
-        return cls(fields, at_end=choice(cls.name, arguments, "time", ("start", "end")) == "end")
+        return cls(fields, at_end=choice(cls.name, arguments, "time", ("end", "start")) == "end")
 
     def for_file(self, head: bytes) -> Mapping[str, str]:
         """Return arguments that the first bytes of a file give: the columns its ``#fields`` line names."""
@@ -232,17 +232,17 @@ class ZeekConn:
         protocol = coded_words(_PROTOCOLS, conns.proto)
         unnamed = (protocol == UNKNOWN) & (conns.ip_proto >= 0)
         protocol = np.where(unnamed, conns.ip_proto, protocol)
+        icmp = is_icmp(protocol)
+        for row in np.flatnonzero(protocol == _ICMP).tolist():
+            if ":" in conns.orig_h[row]:
+                protocol[row] = _ICMP6
         handshake = coded_words(_HANDSHAKE, conns.state) > 0
         said = said_by_sensor(conns.orig_p, conns.resp_p, handshake, protocol == _TCP)
         swapped = client_is_dst(conns.orig_p, conns.resp_p, said)
         port = server_port(conns.orig_p, conns.resp_p, swapped, said)
-        is_icmp = (protocol == _ICMP) | (protocol == _ICMP6)
-        if is_icmp.any():
-            port = np.where(is_icmp, UNKNOWN, port)  # Zeek keeps type and code there
-            swapped = swapped & ~is_icmp
-            for row in np.flatnonzero(protocol == _ICMP).tolist():
-                if ":" in conns.orig_h[row]:
-                    protocol[row] = _ICMP6
+        replies, icmp_errors = icmp_answers(protocol, conns.orig_p)  # Zeek keeps type and code where ports are
+        port = np.where(icmp, UNKNOWN, port)
+        swapped = np.where(icmp, replies | icmp_errors, swapped)
         (orig, resp), names = code_names(self._naming, conns.orig_h, conns.resp_h)
         columns = directed(conns.measures, swapped)
         columns["errors"] = np.where(protocol == _TCP, coded_words(_STATES, conns.state), UNKNOWN)
@@ -251,6 +251,7 @@ class ZeekConn:
         took = np.nan_to_num(took_us, nan=UNKNOWN).astype(np.int64)
         is_exchange = (protocol == _UDP) & (columns["packets_out"] == 1) & (columns["packets_in"] == 1)
         columns["latency_us"] = np.where(is_exchange, took, UNKNOWN)
+        columns["continued"] = icmp_errors.astype(np.int64)
         time_ms = conns.time_ms
         if self._at_end:
             end_ms = time_ms + np.maximum(took, 0) // 1_000

@@ -11,8 +11,10 @@ from streams.sources.identity import (
     bounded,
     code_names,
     is_private,
+    labelled,
     normal_address,
     outside,
+    outside_label,
     owner_of,
     owner_of_pod,
     split_port,
@@ -76,16 +78,43 @@ def test_workloads_carry_namespace_and_cluster() -> None:
     assert workload("", "cart") == "cart"
 
 
-@pytest.mark.parametrize("cluster", ["ext", "ip", "node", "reserved"])
+@pytest.mark.parametrize("cluster", ["ext", "ip", "node", "reserved", "label"])
 def test_no_cluster_can_pass_for_another_kind_of_name(cluster: str) -> None:
     assert workload("shop", "cart", cluster) == f"{cluster}-cluster:shop/cart"
     assert not is_external(workload("shop", "cart", cluster))
 
 
 def test_what_lies_outside_has_one_spelling() -> None:
-    assert outside("API.Example.com.") == "ext:api.example.com"
-    assert is_external(outside("aws/S3")) and outside("aws/S3") == "ext:aws/s3"
-    assert outside(" . ") == UNNAMED
+    assert outside("API.Example.com.") == outside("example.com") == "ext:example.com"
+    assert outside("gateway") == "ext:gateway"
+    assert outside("::ffff:1.2.3.4") == "ip:1.2.3.4"
+    assert is_external(outside_label("aws/S3")) and outside_label("aws/S3") == outside("mine.s3.amazonaws.com")
+    assert outside_label("API.Example.com") == "ext:api.example.com"
+    assert outside(" . ") == outside_label(" . ") == UNNAMED
+
+
+CILIUM_LABELS = [
+    "k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=shop",
+    "k8s:io.cilium.k8s.policy.cluster=default",
+    "k8s:io.kubernetes.pod.namespace=shop",
+    "k8s:topology.kubernetes.io/zone=eu-1a",
+    "k8s:pod-template-hash=6c9d4d5f7b",
+    "k8s:controller-revision-hash=85d5f8f9c",
+    "k8s:statefulset.kubernetes.io/pod-name=db-0",
+    "k8s:app.kubernetes.io/version=1.2.3",
+]
+
+
+def test_a_pod_of_which_only_labels_are_known_is_named_by_those_that_last() -> None:
+    telling = ["k8s:tier=web", "k8s:example.com/role=cart"]
+    name = labelled("shop", CILIUM_LABELS + telling)
+    assert name == "label:shop/example.com/role=cart,tier=web" == labelled("shop", telling[::-1])
+    assert labelled("shop", CILIUM_LABELS) == labelled("shop", ["reserved:world", "cidr:1.2.3.4/32", "x"]) == UNNAMED
+    assert labelled("shop", telling, "eu") == (
+        "label:shop/example.com/role=cart,io.cilium.k8s.policy.cluster=eu,tier=web"
+    )
+    long = labelled("shop", [f"k8s:key{n}={n}" for n in range(100)])
+    assert len(long.encode()) == MAX_NAME_BYTES and long.startswith("label:shop/key0=0,key1=1,key10=10")
 
 
 def test_long_names_are_bounded_and_stay_apart() -> None:

@@ -64,17 +64,34 @@ def edges(decoded: Decoded) -> list[tuple[str, str, int, int]]:
     return found
 
 
-def test_event_time_is_the_start_or_the_end() -> None:
+def test_event_time_is_what_the_configuration_says() -> None:
     suricata = {"event_type": "flow", "src_ip": "10.0.0.1", "dest_ip": "10.0.0.2", "proto": "UDP"}
     flow = {"start": "1970-01-01T00:00:01Z", "end": "1970-01-01T00:00:06Z"}
-    for name, value, ends in [
-        ("zeek-conn", of(ZEEK), (100_250, 102_750)),
-        ("netobserv", of(NETOBSERV), (1_000, 6_000)),
-        ("aws-vpc", AWS.encode(), (1_418_530_010_000, 1_418_530_070_000)),
-        ("suricata-eve", of(suricata, flow=flow), (1_000, 6_000)),
+    logged = of(suricata, flow=flow, timestamp="1970-01-01T00:01:06Z")
+    for name, value, start_ms, end_ms, default_ms in [
+        ("zeek-conn", of(ZEEK), 100_250, 102_750, 102_750),
+        ("netobserv", of(NETOBSERV), 1_000, 6_000, 6_000),
+        ("aws-vpc", AWS.encode(), 1_418_530_010_000, 1_418_530_070_000, 1_418_530_070_000),
+        ("suricata-eve", logged, 1_000, 6_000, 66_000),
     ]:
-        assert times(source_format(name).decode([value])) == [ends[0]], name
-        assert times(source_format(f"{name}?time=end").decode([value])) == [ends[1]], name
+        assert times(source_format(name).decode([value])) == [default_ms], name
+        assert times(source_format(f"{name}?time=start").decode([value])) == [start_ms], name
+        assert times(source_format(f"{name}?time=end").decode([value])) == [end_ms], name
+    assert times(source_format("suricata-eve?time=logged").decode([logged])) == [66_000]
+
+
+def test_a_time_that_is_not_there_is_the_nearest_that_is() -> None:
+    instant = "1970-01-01T00:01:06Z"
+    bare = {"event_type": "flow", "src_ip": "10.0.0.1", "dest_ip": "10.0.0.2", "flow": {}, "timestamp": instant}
+    assert times(source_format("suricata-eve?time=start").decode([of(bare)])) == [66_000]
+    unlogged = of(bare, flow={"end": instant}, timestamp=None)
+    assert times(source_format("suricata-eve").decode([unlogged])) == [66_000]
+    assert times(source_format("zeek-conn").decode([of(ZEEK, duration=None)])) == [100_250]
+    assert times(source_format("netobserv").decode([of(NETOBSERV, TimeFlowEndMs=None)])) == [1_000]
+    only_start = source_format("aws-vpc?fields=srcaddr,dstaddr,start")
+    assert times(only_start.decode([b"10.0.0.1 10.0.0.2 1418530010"])) == [1_418_530_010_000]
+    only_end = source_format("aws-vpc?fields=srcaddr,dstaddr,end&time=start")
+    assert times(only_end.decode([b"10.0.0.1 10.0.0.2 1418530070"])) == [1_418_530_070_000]
 
 
 def test_the_cluster_is_the_records_or_the_configurations() -> None:
@@ -111,7 +128,7 @@ def test_spellings_may_change_from_message_to_message() -> None:
     assert decoded.rejected == []
     assert set(edges(decoded)) == {("ip:10.0.0.1", "ip:10.0.0.2", 80, 6)}
     assert len(edges(decoded)) == 2 * (len(spelled) + 2)
-    assert set(times(decoded)) == {100_250}
+    assert set(times(decoded)) == {102_750}
     positions = [(int(m), int(i)) for run in decoded.runs for m, i in zip(run.message, run.index, strict=True)]
     assert positions == sorted(positions) and (5, 1) in positions and (6, 1) in positions
 
@@ -250,11 +267,11 @@ def test_istios_names_of_servers() -> None:
         ({"upstream_cluster": "inbound|9080||", "upstream_host": "10.0.0.7:9080"}, "ip:10.0.0.7", 9080),
         (
             {"upstream_cluster": "PassthroughCluster", "requested_server_name": "api.example.com"},
-            "ext:api.example.com",
+            "ext:example.com",
             -1,
         ),
         ({"upstream_cluster": "PassthroughCluster", "upstream_host": "1.2.3.4:443"}, "ip:1.2.3.4", 443),
-        ({"upstream_cluster": "PassthroughCluster", "authority": "a.example.com:8443"}, "ext:a.example.com", 8443),
+        ({"upstream_cluster": "PassthroughCluster", "authority": "a.example.com:8443"}, "ext:example.com", 8443),
         ({"upstream_cluster": "backend", "upstream_host": "10.0.0.7:9080"}, "backend", 9080),
     ]
     for fields, name, port in cases:

@@ -30,10 +30,10 @@ def test_arguments_in_either_spelling() -> None:
         ("canonical:x", "takes no arguments"),
         ("hubble?cluster", "write arguments as hubble?key=value"),
         ("hubble?cluster=a&cluster=b", "each once"),
-        ("zeek-conn?time=middle", "time must be start or end, not 'middle'"),
-        ("suricata-eve?time=", "time must be start or end"),
+        ("zeek-conn?time=middle", "time must be end or start, not 'middle'"),
+        ("suricata-eve?time=", "time must be logged or end or start"),
         ("zeek-conn?fields=ts,proto", "fields must name ts, id.orig_h and id.resp_h"),
-        ("aws-vpc?fields=version,srcaddr", "fields must name dstaddr, start"),
+        ("aws-vpc?fields=version,srcaddr", "fields must name dstaddr, end"),
         ("aws-vpc?fields=srcaddr,dstaddr,start|dstaddr,srcaddr,start", "the same number of fields"),
     ],
 )
