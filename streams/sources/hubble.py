@@ -199,8 +199,8 @@ class Hubble(TypedFormat):
         reset = mask_of((f is not None and f.RST for f in flags), size)
         answers = integers([_answer(l7) for l7 in layer7])
         errors = np.where(failed, 1, np.maximum(answers, np.where(flagged, reset, UNKNOWN)))
-        # Answers are what counts as calls of a protocol that Hubble reads (HTTP that the proxy refuses is answered, too),
-        # handshakes as those of a connection.
+        # Answers are what counts as calls of a protocol that Hubble reads, handshakes as those of a connection. HTTP
+        # that the proxy refuses is answered, too.
         http = mask_of((l7 is not None and l7.http is not None for l7 in layer7), size)
         how = seen(flows, reply, swapped, by_verdicts=self._by_verdicts)
         later = (flagged & ~(syn & ~ack)) | (swapped & ~response) | (request & (~dropped | http))

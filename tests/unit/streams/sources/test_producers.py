@@ -286,3 +286,34 @@ def test_every_verdict_survives_encoding() -> None:
     value = json.dumps({**ZEEK, "ts": "\ud800"}).encode()
     for bad in source_format("zeek-conn").decode([value, b"\xff"]).rejected:
         msgspec.json.encode(bad.detail)
+
+
+def test_hubbles_names_of_endpoints() -> None:
+    """A workload, else the pod's owner, else an app label, else all labels that last, else names outside."""
+    app, tier = "k8s:app=cart", "k8s:tier=web"
+    cases: list[tuple[dict[str, Any], list[str], str]] = [
+        ({"namespace": "n", "workloads": [{"name": "w", "kind": "Deployment"}], "labels": [app]}, [], "n/w"),
+        ({"namespace": "n", "pod_name": "pod-7848d6c4d5-th9v2", "labels": [app]}, [], "n/pod"),
+        ({"namespace": "n", "labels": [tier, app]}, [], "n/cart"),
+        ({"labels": [tier, app, "k8s:io.kubernetes.pod.namespace=n"]}, [], "n/cart"),
+        ({"namespace": "n", "labels": [tier, "k8s:pod-template-hash=x"]}, [], "label:n/tier=web"),
+        ({"labels": [tier, "k8s:io.kubernetes.pod.namespace=n"]}, [], "label:n/tier=web"),
+        ({"labels": ["reserved:world-ipv4"]}, ["b.example.org", "a.b.example.com."], "ext:example.com"),
+        ({"labels": ["reserved:world-ipv4"]}, ["a.b.example.com", "b.example.org"], "ext:example.com"),
+        ({"labels": ["cidr:1.1.1.0/24", "reserved:world"]}, [], "ip:1.1.1.1"),
+        ({"labels": ["reserved:host", tier]}, ["a.example.com"], "reserved:host"),
+    ]
+    for end, names, expected in cases:
+        flow = {
+            "source": {"pod_name": "p"},
+            "destination": end,
+            "destination_names": names,
+            "time": "2024-07-08T10:09Z",
+        }
+        record = json.dumps({"flow": {**flow, "IP": {"destination": "1.1.1.1"}}}).encode()
+        assert edges(source_format("hubble").decode([record]))[0][1] == expected, end
+    record = json.dumps({"flow": {**flow, "destination": {"namespace": "n", "labels": [tier]}}}).encode()
+    eu = edges(source_format("hubble:eu").decode([record]))[0][1]
+    assert eu == "label:n/io.cilium.k8s.policy.cluster=eu,tier=web"
+    world = json.dumps({"flow": {**flow, "destination": {"labels": ["reserved:world-ipv6"]}, "destination_names": []}})
+    assert edges(source_format("hubble").decode([world.encode()]))[0][1] == "reserved:world"
