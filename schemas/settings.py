@@ -94,8 +94,8 @@ class FlowTopic(_Frozen):
 
     Attributes:
         format: a producer's format with its arguments (``hubble``, ``zeek-conn?time=start``, ...; `drift sources` lists
-            them, docs/sources tells them apart), ``auto``, or flows of our own: ``canonical`` takes JSON (object, array,
-            NDJSON) and Arrow IPC, ``canonical-json`` or ``canonical-arrow`` just one.
+            them; see docs/sources), ``auto``, or flows of our own: ``canonical`` takes JSON (object, array, NDJSON) and
+            Arrow IPC, ``canonical-json`` or ``canonical-arrow`` just one.
         tenant_from: ``fixed:NAME``, ``topic:REGEX`` (first group), ``header:NAME``, ``key`` or ``field``.
         tenants: names the topic may carry; ``*`` is any.
         start: where a partition begins that has no committed offset.
