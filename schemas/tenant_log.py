@@ -35,9 +35,10 @@ ROW_COLUMNS = (
     "latency_us",
 )
 """Columns of a row, all int64; -1 is unknown. ``edge`` indexes the record's edge dictionary."""
-MARK_COLUMNS = {"sampling": 1, "continued": 0, "pair": -1}
+MARK_COLUMNS = {"sampling": 1, "continued": 0, "pair": -1, "host": -1}
 """Columns that only some producers' formats bring, with what holds where one is absent or -1: by what the measures were
-multiplied; whether another record counts the call; the key that joins a client's half of a call to the server's."""
+multiplied; whether another record counts the call; the key that joins a client's half of a call to the server's; who
+reported the row, an index into the record's hosts, -1 where it names nobody."""
 ORIGIN = "origin"
 """Column of rows that were dead letters once: the position each had in its own source partition."""
 
@@ -127,11 +128,12 @@ class Positions(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Rows(msgspec.Struct, frozen=True, array_like=True):
-    """Rows of the record's first progress entry, in coordinate order."""
+    """Rows of the record's first progress entry, in coordinate order. ``hosts``: who reported them, as far as named."""
 
     count: int
     edges: Sequence[EdgeIdentity]
     columns: dict[str, PackedColumn]
+    hosts: tuple[str, ...] = ()
 
 
 class EncodedEdges(Sequence[EdgeIdentity]):
@@ -173,24 +175,22 @@ class EncodedEdges(Sequence[EdgeIdentity]):
         return repr(list(self))
 
 
-class SourceReport(msgspec.Struct, frozen=True, array_like=True):
-    """What one reporting host did, or said of itself, within the stretch of a record: how trustworthy its silence is.
+class SourceLoss(msgspec.Struct, frozen=True, array_like=True):
+    """One record by which a source says that it lost something. It is no flow, and has a coordinate as flows have.
 
     Attributes:
-        tenant, host: whose flows, and who reported them; an empty host is a source that names none.
-        rows: flows it reported here. last_ms: largest event time of these; -1 where there is none.
-        sampling: largest factor by which measures were multiplied; 1 where nothing is sampled.
-        lost: records it says it lost; -1 where it says that it lost some, and not how many.
-        kind: what was lost, from a small set of the format's; empty where nothing was.
+        tenant: whose flows are concerned; empty: those of all tenants of the lane.
+        kind: what was lost, from a small set of the format's.
+        host: who lost it; empty where that is not said.
+        count: how many records; -1 unknown. time_ms: event time; -1 unknown.
     """
 
+    position: int
     tenant: str
-    host: str
-    rows: int = 0
-    last_ms: int = -1
-    sampling: int = 1
-    lost: int = 0
-    kind: str = ""
+    kind: str
+    host: str = ""
+    count: int = -1
+    time_ms: int = -1
 
 
 class LogRecord(msgspec.Struct, frozen=True):
@@ -205,7 +205,8 @@ class LogRecord(msgspec.Struct, frozen=True):
             each is taken once, however often it is replayed.
         elsewhere: origins that go to other partitions of the log: taken there, they can no longer be taken here.
         logic: the logic version that the writing worker can run at most; 1 is also what wrote no version yet.
-        reports: what the hosts behind the first progress entry's stretch did, for tenants of this partition.
+        losses: what the source of the first progress entry says it lost of tenants of this partition, in coordinate
+            order.
     """
 
     worker: str
@@ -220,7 +221,7 @@ class LogRecord(msgspec.Struct, frozen=True):
     origin: tuple[str, int] | None = None
     elsewhere: Positions | None = None
     logic: int = 1
-    reports: tuple[SourceReport, ...] = ()
+    losses: tuple[SourceLoss, ...] = ()
 
 
 _UNSIGNED = (("<u1", 1 << 8), ("<u2", 1 << 16), ("<u4", 1 << 32))
@@ -230,6 +231,7 @@ class _WireRows(msgspec.Struct, frozen=True, array_like=True):
     count: int
     edges: list[msgspec.Raw]
     columns: dict[str, PackedColumn]
+    hosts: tuple[str, ...] = ()
 
 
 class _WireRecord(LogRecord, frozen=True):
@@ -341,14 +343,14 @@ def decode_record(data: bytes) -> LogRecord:
         as_of_ms=record.as_of_ms,
         progress=record.progress,
         lane=record.lane,
-        rows=None if wire is None else Rows(wire.count, EncodedEdges(wire.edges), wire.columns),
+        rows=None if wire is None else Rows(wire.count, EncodedEdges(wire.edges), wire.columns, wire.hosts),
         controls=record.controls,
         append_time=record.append_time,
         loss=record.loss,
         origin=record.origin,
         elsewhere=record.elsewhere,
         logic=record.logic,
-        reports=record.reports,
+        losses=record.losses,
     )
 
 

@@ -32,6 +32,12 @@ class Metrics:
             "number of flows: keep them out of the topic, they are read for nothing.",
             ("topic", "kind"),
         )
+        self.loss_reports = counter(
+            "drift_loss_reports",
+            "Records by which a source says that it lost something, by kind. Removed edges and drops of rates of its "
+            "tenants are withheld meanwhile: give the source more room (ring buffers, queues) or less to do.",
+            ("topic", "kind"),
+        )
         self.produce_retries = counter(
             "drift_produce_retries",
             "Produce requests that were repeated; nothing is lost. Check the brokers and the network to them.",

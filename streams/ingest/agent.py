@@ -328,8 +328,12 @@ class IngestWorker:
             # The topic that a replayed record says it comes from may be anything: labels are of topics that are ours.
             topic = letter.topic if letter.topic in self._readers else source.topic
             self._metrics.dead_letters.labels(topic, letter.reason.value).inc()
-        for kind, count in skipped.items():
-            self._metrics.records_skipped.labels(source.topic, source.label_of(kind)).inc(count)
+        for counter, counts in (
+            (self._metrics.records_skipped, skipped),
+            (self._metrics.loss_reports, encoded.losses),
+        ):
+            for kind, count in counts.items():
+                counter.labels(source.topic, source.label_of(kind)).inc(count)
         source.note(encoded.lanes, now_ms)
         rule = self._options.floods.get(source.topic)
         if rule is not None:

@@ -20,12 +20,13 @@ from schemas.tenant_log import (
     Positions,
     Progress,
     Rows,
+    SourceLoss,
     encode_record,
     pack_column,
     pack_positions,
 )
 from schemas.topics import DAY_MS
-from streams.ingest.columns import Clocks, Table, compact, rows_of
+from streams.ingest.columns import EVERYONE, HOST, Clocks, Table, compact, rows_of
 
 REPLAYED_ROWS = 10_000
 """Replayed dead letters in one record: each target hears of all that go elsewhere, at most 80 KB of them."""
@@ -69,7 +70,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Rows of one target, and what its records say beside them."""
+    """Rows of one target, and what its records say beside them.
+
+    Attributes:
+        host: code of each row's reporter among ``hosts``; ``None`` where no row has one.
+        losses: what the source says it lost of the target's tenants, in coordinate order.
+    """
 
     segment: Segment
     origin: Origin
@@ -78,6 +84,9 @@ class _Batch:
     edge: IntColumn
     edges: list[EdgeIdentity]
     elsewhere: Positions | None
+    host: IntColumn | None = None
+    hosts: Sequence[str] = ()
+    losses: Sequence[SourceLoss] = ()
 
 
 def encode_segment(
@@ -85,11 +94,16 @@ def encode_segment(
 ) -> list[list[bytes]]:
     """Return each target's encoded records: together they cover ``(after, segment.upto]``, the same for every target.
 
-    A record is larger than ``max_bytes`` only if a single row is.
+    A record is larger than ``max_bytes`` only if what has a single coordinate is.
     """
     table = segment.table
-    empty = _encode(segment, origin, after, segment.upto, None, _elsewhere(segment, origin, None), is_last=True)
-    records = [[empty]] * targets
+    none = table.edge[:0]
+    empty = _Batch(segment, origin, {"position": none}, {}, none, [], _elsewhere(segment, origin, None))
+    records = [_cut(empty, 0, 0, after, segment.upto, max_bytes)] * targets
+    if table.losses and segment.lane is not None:
+        for target in range(targets):
+            if losses := _losses(segment, target):
+                records[target] = _cut(replace(empty, losses=losses), 0, 0, after, segment.upto, max_bytes)
     if not len(table):
         return records
     constants, varying = _split_constants(table.columns)
@@ -103,6 +117,7 @@ def encode_segment(
     row_bounds = np.searchsorted(row_target[row_order], np.arange(targets + 1))
     edge = rank[table.edge][row_order]
     columns = {name: column[row_order] for name, column in varying.items()}
+    host = table.columns[HOST][row_order] if HOST in table.columns else None
     names = list(map(table.edges.__getitem__, edge_order.tolist()))
     for target in range(targets):
         start, stop = int(row_bounds[target]), int(row_bounds[target + 1])
@@ -116,17 +131,30 @@ def encode_segment(
             edge[start:stop],
             names[int(edge_bounds[target]) : int(edge_bounds[target + 1])],
             _elsewhere(segment, origin, target),
+            None if host is None else host[start:stop],
+            table.hosts,
+            _losses(segment, target),
         )
         records[target] = _cut(batch, 0, stop - start, after, segment.upto, max_bytes)
     return records
 
 
+def _losses(segment: Segment, target: int) -> list[SourceLoss]:
+    """Return the losses that one target has to hear of."""
+    if segment.lane is None:
+        return []
+    return [loss for whose, loss in segment.table.losses if whose in (target, EVERYONE)]
+
+
 def _split_constants(columns: dict[str, IntColumn]) -> tuple[dict[str, PackedColumn], dict[str, IntColumn]]:
-    """Part columns that say the same for all rows, packed once, from the others; ``position`` always varies."""
+    """Part columns that say the same for all rows, packed once, from the others; ``position`` always varies.
+
+    Codes of hosts are in neither: they are numbered anew in each record.
+    """
     constants: dict[str, PackedColumn] = {}
     varying: dict[str, IntColumn] = {"position": columns["position"]}
     for name, column in columns.items():
-        if name != "position":
+        if name not in ("position", HOST):
             if column[0] == column[-1] and column.min() == column.max():
                 constants[name] = pack_column(column[:1])
             else:
@@ -135,7 +163,25 @@ def _split_constants(columns: dict[str, IntColumn]) -> tuple[dict[str, PackedCol
 
 
 def _cut(batch: _Batch, start: int, stop: int, after: int, upto: int, max_bytes: int) -> list[bytes]:
-    """Encode rows ``start`` to ``stop``, in two halves where they are too many for one record."""
+    """Encode rows ``start`` to ``stop`` and what else lies in ``(after, upto]``, in two halves if it is too much."""
+    losses = tuple(loss for loss in batch.losses if after < loss.position <= upto)
+    rows = _rows(batch, start, stop) if stop > start else None
+    record = _encode(batch, after, upto, rows, losses)
+    if len(record) <= max_bytes:
+        return [record]
+    of_rows = batch.columns["position"][start:stop]
+    positions = np.union1d(of_rows, [loss.position for loss in losses]) if losses else of_rows
+    if len(positions) < 2:
+        return [record]
+    position = int(positions[len(positions) // 2 - 1])
+    middle = start + int(np.searchsorted(of_rows, position, side="right"))
+    return [
+        *_cut(batch, start, middle, after, position, max_bytes),
+        *_cut(batch, middle, stop, position, upto, max_bytes),
+    ]
+
+
+def _rows(batch: _Batch, start: int, stop: int) -> Rows:
     whole = start == 0 and stop == len(batch.edge)
     edge, edges = batch.edge[start:stop], batch.edges
     if not whole:
@@ -144,17 +190,20 @@ def _cut(batch: _Batch, start: int, stop: int, after: int, upto: int, max_bytes:
     for name, column in batch.columns.items():
         columns[name] = pack_column(column[start:stop])
     columns["edge"] = pack_column(edge)
-    rows = Rows(count=stop - start, edges=edges, columns=columns)
-    is_last = stop == len(batch.edge)
-    record = _encode(batch.segment, batch.origin, after, upto, rows, batch.elsewhere, is_last=is_last)
-    if len(record) <= max_bytes or stop - start == 1:
-        return [record]
-    middle = (start + stop) // 2
-    position = int(batch.columns["position"][middle - 1])
-    return [
-        *_cut(batch, start, middle, after, position, max_bytes),
-        *_cut(batch, middle, stop, position, upto, max_bytes),
-    ]
+    hosts: tuple[str, ...] = ()
+    if batch.host is not None:
+        host, hosts = _hosts(batch.host[start:stop], batch.hosts)
+        if hosts:
+            columns[HOST] = pack_column(host)
+    return Rows(count=stop - start, edges=edges, columns=columns, hosts=hosts)
+
+
+def _hosts(codes: IntColumn, hosts: Sequence[str]) -> tuple[IntColumn, tuple[str, ...]]:
+    """Return the codes of a record's rows and the hosts they stand for, without those that no row has."""
+    used = np.flatnonzero(np.bincount(codes + 1, minlength=len(hosts) + 1)[1:])
+    rank = np.full(len(hosts) + 1, -1, dtype=np.int64)
+    rank[used] = np.arange(len(used))
+    return rank[codes], tuple(hosts[code] for code in used.tolist())
 
 
 def _elsewhere(segment: Segment, origin: Origin, target: int | None) -> Positions | None:
@@ -170,16 +219,9 @@ def _elsewhere(segment: Segment, origin: Origin, target: int | None) -> Position
     return pack_positions(np.unique(table.columns[ORIGIN][others]))
 
 
-def _encode(
-    segment: Segment,
-    origin: Origin,
-    after: int,
-    upto: int,
-    rows: Rows | None,
-    elsewhere: Positions | None,
-    *,
-    is_last: bool,
-) -> bytes:
+def _encode(batch: _Batch, after: int, upto: int, rows: Rows | None, losses: tuple[SourceLoss, ...]) -> bytes:
+    segment, origin = batch.segment, batch.origin
+    is_last = upto == segment.upto
     # Clocks cover the whole segment, so only the record that ends it may state them: rows still to come would be late.
     clocks: Clocks = segment.table.clocks if is_last else ()
     first, behind = np.searchsorted(segment.dead, (after, upto), side="right") if len(segment.dead) else (0, 0)
@@ -202,8 +244,9 @@ def _encode(
             rows=rows,
             append_time=segment.append_time,
             origin=segment.replayed,
-            elsewhere=elsewhere if is_last else None,  # it covers the whole segment likewise
+            elsewhere=batch.elsewhere if is_last else None,  # it covers the whole segment likewise
             logic=LOGIC_VERSION,
+            losses=losses,
         )
     )
 

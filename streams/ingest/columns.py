@@ -12,15 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.dead_letter import Reason
-from schemas.ids import MAX_RECORDS_PER_MESSAGE
-from schemas.tenant_log import EdgeIdentity, IntColumn
+from schemas.flow import MAX_MEASURE
+from schemas.ids import MAX_RECORDS_PER_MESSAGE, position_of
+from schemas.tenant_log import EdgeIdentity, IntColumn, SourceLoss
 from schemas.topics import DAY_MS
 from streams.ingest.chunk import LOG_APPEND_TIME, SourceChunk
 from streams.ingest.tenant import UNKNOWN_TENANT, TenantRouter, TenantRule
 from streams.result import WHOLE_MESSAGE, Rejected, short
-from streams.sources.format import FlowRows, SourceFormat, Tenants
+from streams.sources.format import FlowRows, LossSignal, SourceFormat, Tenants
+from streams.sources.identity import bounded
 
 CLOCK_HOSTS = 3
+EVERYONE = -1
+"""Target of a loss whose tenant nobody says: records of such a topic name theirs, and the one that tells does not."""
+HOST = "host"
 _LATEST_ROWS = 64
 """Rows looked at first for the furthest clocks; all others only if fewer than three hosts are among them."""
 
@@ -52,10 +57,12 @@ class Table:
     Attributes:
         edge: index into ``edges`` of each row, ``(n,)``.
         target: partition of `tenant-log` of each edge, ``(len(edges),)``.
-        columns: ``position``, ``side``, ``skewed`` and the measures known, ``(n,)`` each.
+        columns: ``position``, ``side``, ``skewed`` and the measures known, ``(n,)`` each; ``host`` indexes ``hosts``.
         clocks: largest event times of the three hosts that are furthest, furthest first.
         rejected: what became dead letters; ``message`` counts from the chunk's first.
         skipped: records that are sound and no flows, by kind.
+        hosts: who reported rows, where any row says so.
+        losses: what the source says it lost, by target, ``EVERYONE`` for all of them; in coordinate order.
     """
 
     edge: IntColumn
@@ -65,6 +72,8 @@ class Table:
     clocks: Clocks
     rejected: list[Rejected]
     skipped: Counter[str] = field(default_factory=Counter)
+    hosts: list[str] = field(default_factory=list)
+    losses: list[tuple[int, SourceLoss]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.edge)
@@ -89,7 +98,13 @@ def read_chunk(chunk: SourceChunk, rules: ReadRules) -> Table:
     append_times = np.array(chunk.timestamps, dtype=np.int64) if chunk.timestamp_type == LOG_APPEND_TIME else None
     parts = [_judge(run, chunk.offsets, tenants, append_times, rules, rejected) for run in decoded.runs]
     rejected.sort(key=lambda bad: (bad.message, bad.index))
-    return concatenate(parts, rejected, decoded.skipped)
+    table = concatenate(parts, rejected, decoded.skipped)
+    if decoded.signals:
+        signals = decoded.signals
+        if kept is not None:
+            signals = [replace(signal, message=kept[signal.message]) for signal in signals]
+        table = replace(table, losses=_losses(signals, chunk, tenants, rules))
+    return table
 
 
 def _readable(values: Sequence[bytes | None], limit: int) -> tuple[list[int] | None, list[Rejected]]:
@@ -124,6 +139,9 @@ def _judge(
     grouping = rows.group(tenants, rules.router)
     edge, edges, target = grouping.edge, grouping.edges, grouping.target
     columns = dict(rows.columns)
+    hosts: list[str] = []
+    if (reporters := rows.reporters()) is not None:
+        columns[HOST], hosts = reporters
     columns["position"] = positions_of(offsets[rows.message], rows.index)
     columns["skewed"] = np.zeros(len(edge), dtype=np.int64)
     good: npt.NDArray[np.bool_] | None = None
@@ -147,7 +165,28 @@ def _judge(
         clocks = furthest_clocks(columns["time_ms"], lambda numbers: rows.hosts(kept[list(numbers)].tolist()))
     else:
         clocks = furthest_clocks(columns["time_ms"], rows.hosts)
-    return Table(edge, edges, target, columns, clocks, [])
+    return Table(edge, edges, target, columns, clocks, [], hosts=hosts)
+
+
+def _losses(
+    signals: Sequence[LossSignal], chunk: SourceChunk, tenants: Tenants, rules: ReadRules
+) -> list[tuple[int, SourceLoss]]:
+    """Return losses by target. A tenant that the topic may not carry is told of none."""
+    found = []
+    for signal in signals:
+        tenant = tenants if tenants is None or isinstance(tenants, str) else tenants[signal.message]
+        target = EVERYONE if tenants is None else rules.router[tenant]
+        if target < EVERYONE or (target == EVERYONE and tenants is not None):
+            continue
+        time_ms = signal.time_ms
+        if chunk.timestamp_type == LOG_APPEND_TIME and time_ms > chunk.timestamps[signal.message] + rules.skew_ms:
+            time_ms = chunk.timestamps[signal.message]
+        position = position_of(int(chunk.offsets[signal.message]), signal.index)
+        host = bounded(signal.host or "")
+        count = min(signal.count, MAX_MEASURE)
+        found.append((target, SourceLoss(position, tenant or "", signal.kind, host, count, time_ms)))
+    found.sort(key=lambda entry: entry[1].position)
+    return found
 
 
 def _bound_times(columns: dict[str, IntColumn], append_times: IntColumn, skew_ms: int) -> npt.NDArray[np.bool_] | None:
@@ -190,7 +229,7 @@ def rows_of(table: Table, rows: IntColumn) -> Table:
     """Return some rows of a table, in order, as one without clocks."""
     edge, edges, used = compact(table.edge[rows], table.edges)
     columns = {name: column[rows] for name, column in table.columns.items()}
-    return Table(edge, edges, table.target[used], columns, (), [])
+    return Table(edge, edges, table.target[used], columns, (), [], hosts=table.hosts)
 
 
 def furthest_clocks(time_ms: IntColumn, hosts: Callable[[Sequence[int]], list[str]]) -> Clocks:
@@ -239,13 +278,25 @@ def concatenate(parts: list[Table], rejected: list[Rejected], skipped: Counter[s
         name: np.concatenate([part.columns.get(name, np.full(len(part), -1, dtype=np.int64)) for part in parts])
         for name in names
     }
+    hosts: dict[str, int] = {}
+    if HOST in columns:
+        columns[HOST] = np.concatenate([_hosts_among(hosts, part) for part in parts])
     latest: dict[str, int] = {}
     for part in parts:
         for host, time_ms in part.clocks:
             latest[host] = max(latest.get(host, time_ms), time_ms)
     clocks = tuple(sorted(latest.items(), key=lambda clock: (-clock[1], clock[0]))[:CLOCK_HOSTS])
     edge, target = np.concatenate(edge_parts), np.array(targets, dtype=np.int64)
-    return Table(edge, list(codes), target, columns, clocks, rejected, skipped)
+    return Table(edge, list(codes), target, columns, clocks, rejected, skipped, list(hosts))
+
+
+def _hosts_among(hosts: dict[str, int], part: Table) -> IntColumn:
+    """Return a part's codes of hosts as codes among those of all parts; those that are new get one."""
+    if HOST not in part.columns:
+        return np.full(len(part), -1, dtype=np.int64)
+    renumber = np.array([*(hosts.setdefault(name, len(hosts)) for name in part.hosts), -1], dtype=np.int64)
+    found: IntColumn = renumber[part.columns[HOST]]
+    return found
 
 
 def positions_of(offsets: IntColumn, indexes: IntColumn) -> IntColumn:

@@ -13,7 +13,7 @@ from streams.ingest.readers import LaneProgress, SourceReader
 from streams.ingest.statements import SourceStanding
 
 MAX_KINDS = 100
-"""Kinds of skipped records that are told apart; a format has fewer."""
+"""Kinds of skipped records, and of what sources say they lost, that are told apart; a format has fewer."""
 JOINED_ROWS = 20_000
 """Waiting chunks are joined up to so many messages: fewer, larger records when there is much to do."""
 
@@ -44,7 +44,7 @@ class OwnedPartition:
         taken: fetched chunks that are being worked on.
         lanes: by (name, generation).
         flood: what of its records became dead letters lately.
-        kinds: of skipped records, seen so far.
+        kinds: of skipped records and of losses, seen so far.
     """
 
     topic: str
@@ -149,7 +149,7 @@ class OwnedPartition:
             self.lanes = open_lanes or dict([self.lanes.popitem()])
 
     def label_of(self, kind: str) -> str:
-        """Return a kind of skipped records as a metric's label: whatever a format calls them, there are few."""
+        """Return a kind as a metric's label: whatever a format calls them, there are few."""
         if kind not in self.kinds:
             if len(self.kinds) >= MAX_KINDS:
                 return "other"

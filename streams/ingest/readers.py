@@ -62,6 +62,7 @@ class Encoded:
         rows: flows among them.
         skipped: records of the chunk that are sound and no flows, by kind. With ``rows`` and the dead letters they are
             all that the chunk holds.
+        losses: records among them by which the source says that it lost something, by kind.
     """
 
     records: list[list[bytes]]
@@ -70,6 +71,7 @@ class Encoded:
     rows: int
     lanes: list[LaneProgress] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    losses: Counter[str] = field(default_factory=Counter)
 
 
 class SourceReader(Protocol):
@@ -114,7 +116,13 @@ def _read(chunk: SourceChunk, rules: ReadRules) -> Table:
 def _stack(halves: list[Table], messages: int) -> Table:
     first, second = halves
     moved = [replace(bad, message=bad.message + messages) for bad in second.rejected]
-    return concatenate(halves, [*first.rejected, *moved], first.skipped + second.skipped)
+    table = concatenate(halves, [*first.rejected, *moved], first.skipped + second.skipped)
+    return replace(table, losses=first.losses + second.losses)
+
+
+def losses_of(table: Table) -> Counter[str]:
+    """Return how many times a source says that it lost something, by kind."""
+    return Counter(loss.kind for _, loss in table.losses)
 
 
 def _dead_letters(chunk: SourceChunk, rejected: Sequence[Rejected], format_name: str, source: str) -> list[DeadLetter]:
@@ -196,7 +204,7 @@ class FlowReader:
         origin = Origin(self.source, chunk.partition, worker, as_of_ms)
         records = encode_segments([segment], origin, after, self._targets)
         lanes = [LaneProgress(self.lane, table.clocks, False)]
-        return Encoded(records, letters, upto, len(table), lanes, table.skipped)
+        return Encoded(records, letters, upto, len(table), lanes, table.skipped, losses_of(table))
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +273,7 @@ class ReplayReader:
         letters: list[DeadLetter] = []
         lanes: list[LaneProgress] = []
         skipped: Counter[str] = Counter()
+        losses: Counter[str] = Counter()
         rows = 0
         stretches = self._stretches(chunk)
         for stretch, following in zip(stretches, [*stretches[1:], None], strict=True):
@@ -277,11 +286,12 @@ class ReplayReader:
             letters.extend(dead)
             rows += len(segment.table)
             skipped += segment.table.skipped
+            losses += losses_of(segment.table)
             if segment.lane is not None and segment.replayed is None:
                 lanes.append(LaneProgress(segment.lane, segment.table.clocks, stretch.ended))
         origin = Origin(self.source, chunk.partition, worker, as_of_ms)
         records = encode_segments(segments, origin, after, self._targets)
-        return Encoded(records, letters, end_position(chunk.next_offset - 1), rows, lanes, skipped)
+        return Encoded(records, letters, end_position(chunk.next_offset - 1), rows, lanes, skipped, losses)
 
     def _encode_stretch(
         self, chunk: SourceChunk, stretch: _Stretch, next_offset: int

@@ -18,7 +18,7 @@ from schemas.tenant_log import IntColumn
 from streams.result import WHOLE_MESSAGE, Refusal, Rejected, short
 from streams.sources.canonical_json import ARROW_STREAM
 from streams.sources.coded import Coded, arrow_of, code_tenants, group_coded, names_of, values_of
-from streams.sources.format import MEASURES, Decoded, Grouping, Tenants
+from streams.sources.format import MEASURES, Decoded, Grouping, Reporters, Tenants
 
 Mask = npt.NDArray[np.bool_]
 
@@ -182,7 +182,7 @@ class ArrowRows:
         return coded
 
     def _check_hosts(self, column: Any) -> None:
-        """Judge hosts without coding them: of hosts, a few rows at most are ever looked at."""
+        """Judge hosts without coding them: those of rows that are rejected are never asked for."""
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         lengths = pc.utf8_length(column)
@@ -283,6 +283,14 @@ class ArrowRows:
             return names
         hosts = self._host.take(arrow_of(self._row[wanted])).to_pylist()
         return [host or name for host, name in zip(hosts, names, strict=True)]
+
+    def reporters(self) -> Reporters | None:
+        """Return the hosts of all rows; see `FlowRows`."""
+        if self._host is None or self._host.null_count == len(self._host):
+            return None
+        coded, _ = self._encode(self._host)
+        codes = coded.codes if len(self._row) == len(coded.codes) else coded.codes[self._row]
+        return codes, coded.values.tolist()
 
     def payload(self, row: int) -> bytes:
         """Return one row as JSON: what can be read again as a canonical flow, nulls left out."""

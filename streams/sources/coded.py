@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.tenant_log import IntColumn
-from streams.sources.format import Grouping, Tenants
+from streams.sources.format import Grouping, Reporters, Tenants, code_hosts
 
 Names = npt.NDArray[np.object_]
 
@@ -102,7 +102,7 @@ class CodedRows:
         columns: dict[str, IntColumn],
         ends: tuple[IntColumn, IntColumn, Names],
         wire: tuple[IntColumn, IntColumn],
-        host: Callable[[int], str | None],
+        hosts: Callable[[IntColumn], list[str | None]],
         payload: Callable[[int], bytes],
     ) -> None:
         """Take finished columns.
@@ -110,7 +110,7 @@ class CodedRows:
         Args:
             ends: codes of clients, codes of servers, names.
             wire: server port, IANA protocol number; -1 unknown.
-            host: reporting host of a row.
+            hosts: reporting hosts of rows, by number.
             payload: bytes of a row's record.
         """
         self.message = message
@@ -118,7 +118,7 @@ class CodedRows:
         self.columns = columns
         self._src, self._dst, self._names = ends
         self._port, self._protocol = wire
-        self._host = host
+        self._hosts = hosts
         self._payload = payload
 
     def group(self, tenants: Tenants, targets: Mapping[str | None, int]) -> Grouping:
@@ -134,7 +134,12 @@ class CodedRows:
 
     def hosts(self, rows: Sequence[int]) -> list[str]:
         """Return the reporting hosts; see `FlowRows`."""
-        return [self._host(row) or self._names[self._src[row]] for row in rows]
+        named = zip(self._hosts(np.array(rows, dtype=np.int64)), rows, strict=True)
+        return [host or self._names[self._src[row]] for host, row in named]
+
+    def reporters(self) -> Reporters | None:
+        """Return the hosts of all rows; see `FlowRows`."""
+        return code_hosts(self._hosts(np.arange(len(self.message))))
 
     def payload(self, row: int) -> bytes:
         """Return the bytes of one record; see `FlowRows`."""

@@ -185,14 +185,23 @@ class Draft:
             return None
         decoded_as = message  # ``message`` of the rows may be renumbered by whoever left messages out before decoding
 
-        def host_of(row: int) -> str | None:
-            found = host(int(record[row]))
-            return bounded(found) if found else None
+        bounded_hosts = _BoundedNames()
+
+        def hosts_of(rows: IntColumn) -> list[str | None]:
+            return list(map(bounded_hosts.__getitem__, map(host, record[rows].tolist())))
 
         def payload_of(row: int) -> bytes:
             return payload(int(decoded_as[row]), int(index[row]))
 
-        return CodedRows(message, index, columns, (src, dst, names), (port, wire), host_of, payload_of)
+        return CodedRows(message, index, columns, (src, dst, names), (port, wire), hosts_of, payload_of)
+
+
+class _BoundedNames(dict[str | None, str | None]):
+    """Names by what records call them: bounded, and ``None`` for nothing."""
+
+    def __missing__(self, name: str | None) -> str | None:
+        found = self[name] = bounded(name) if name else None
+        return found
 
 
 _PLAIN = {"sampling": (1, 1), "continued": (0, 0)}

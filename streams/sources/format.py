@@ -30,6 +30,9 @@ a row brings measures, no call; ``pair``, a key from 0 to ``MAX_PAIR`` that the 
 
 MAX_PAIR = (1 << 63) - 1
 
+Reporters = tuple[IntColumn, list[str]]
+"""Who reported each row: codes ``(n,)`` into names, -1 where the row names nobody."""
+
 Tenants = str | Sequence[str | None] | None
 """Tenants of rows: one for all, one by message, or ``None``: each row names its own."""
 
@@ -69,6 +72,10 @@ class FlowRows(Protocol):
 
     def hosts(self, rows: Sequence[int]) -> list[str]:
         """Return who reported these rows: the host, else the client service."""
+        ...
+
+    def reporters(self) -> Reporters | None:
+        """Return the hosts that reported the rows, as far as the rows name any; ``None`` where none does."""
         ...
 
     def payload(self, row: int) -> bytes:
@@ -138,6 +145,16 @@ def _numbers(values: Sequence[int | None]) -> IntColumn:
         return np.fromiter((UNKNOWN if v is None else v for v in values), dtype=np.int64, count=len(values))
 
 
+def code_hosts(hosts: Sequence[str | None]) -> Reporters | None:
+    """Return the hosts of rows as codes, in order of first appearance; ``None`` where there is none."""
+    if not hosts or (hosts[0] is None and hosts.count(None) == len(hosts)):
+        return None
+    names = [name for name in dict.fromkeys(hosts) if name is not None]
+    code: dict[str | None, int] = {None: -1}
+    code.update((name, number) for number, name in enumerate(names))
+    return np.fromiter(map(code.__getitem__, hosts), dtype=np.int64, count=len(hosts)), names
+
+
 class StructRows:
     """Rows from structs with the fields of `Flow` in its order; integers may be -1 instead of ``None``."""
 
@@ -192,6 +209,10 @@ class StructRows:
     def hosts(self, rows: Sequence[int]) -> list[str]:
         """Return the reporting hosts; see `FlowRows`."""
         return [self._host[row] or self._src[row] for row in rows]
+
+    def reporters(self) -> Reporters | None:
+        """Return the hosts of all rows; see `FlowRows`."""
+        return code_hosts(self._host)
 
     def payload(self, row: int) -> bytes:
         """Return the bytes of one record; see `FlowRows`."""

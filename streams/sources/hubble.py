@@ -38,7 +38,8 @@ from streams.sources.typed import Batch, TypedFormat, choice, lax, mask_of
 
 _KINDS = ("lost_events", "node_status", "agent_event", "debug_event")
 _LOST_BY = frozenset({"PERF_EVENT_RING_BUFFER", "OBSERVER_EVENTS_QUEUE", "HUBBLE_RING_BUFFER"})
-_NODE_STATES = frozenset({"NODE_CONNECTED", "NODE_UNAVAILABLE", "NODE_GONE", "NODE_ERROR"})
+_NODE_STATES = frozenset({"NODE_UNAVAILABLE", "NODE_GONE", "NODE_ERROR"})
+_CONNECTED = "NODE_CONNECTED"
 
 _event, _other_record = lax(Event), lax(Other)
 _array = msgspec.json.Decoder(list[Event], strict=False).decode
@@ -239,6 +240,8 @@ class Hubble(TypedFormat):
             elif record.node_status is not None:
                 state = record.node_status.state_change
                 kind = f"node_status:{state if state in _NODE_STATES else 'OTHER'}"
+                if state == _CONNECTED:
+                    continue
                 nodes = record.node_status.node_names or (record.node_name,)
                 batch.signals.extend(
                     LossSignal(*at, kind, node and bounded(node), UNKNOWN, time_ms) for node in nodes[:1_000]

@@ -192,6 +192,8 @@ async def test_the_worker_counts_them_by_topic_and_kind_and_they_are_records_to_
     value = worker._metrics.registry.get_sample_value
     labels = {"topic": "flows", "kind": "lost_events"}
     assert value("drift_records_skipped_total", labels) == 9
+    labels = {"topic": "flows", "kind": "lost_events:HUBBLE_RING_BUFFER"}
+    assert value("drift_loss_reports_total", labels) == 9
     worker.submit(Fetched(0, 19, [JUNK] * 2))
     await worker.drain()
     assert kafka.paused == {("flows", 0)}, "11 of 21"

@@ -196,6 +196,17 @@ def test_loss_reports_keep_their_coordinates() -> None:
     assert [(signal.message, signal.kind, signal.host) for signal in text.signals] == [(2, "skipdata", "eni-1")]
 
 
+def test_a_node_that_is_connected_again_is_no_loss() -> None:
+    states = ("NODE_CONNECTED", "NODE_UNAVAILABLE", "NODE_GONE")
+    values = [
+        json.dumps({"node_status": {"state_change": state, "node_names": ["n"]}, "time": "1970-01-01T00:00:01Z"})
+        for state in states
+    ]
+    decoded = source_format("hubble").decode([value.encode() for value in values])
+    assert [signal.kind for signal in decoded.signals] == ["node_status:NODE_UNAVAILABLE", "node_status:NODE_GONE"]
+    assert decoded.skipped == {"node_status": 3}
+
+
 def test_cloudwatch_batches_count_each_event() -> None:
     events = [{"id": str(n), "timestamp": 1, "message": text} for n, text in enumerate([AWS, "garbage", AWS, ""])]
     message = json.dumps({"messageType": "DATA_MESSAGE", "logEvents": events}).encode()
