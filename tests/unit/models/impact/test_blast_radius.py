@@ -112,7 +112,7 @@ def test_distances_and_impacts_are_those_of_a_walk_over_a_networkx_graph(
     pairs = {(int(a), int(b)) for a, b in rng.integers(0, size, (240, 2)) if a != b}
     edges = [(f"s{a:02}", f"s{b:02}", int(rng.integers(1, 500))) for a, b in sorted(pairs)]
     graph = graph_of(*edges)
-    reference = nx.DiGraph()
+    reference: nx.DiGraph[str] = nx.DiGraph()
     reference.add_weighted_edges_from(edges)
     origin = edges[0][1]
     received = {s: reference.in_degree(s, "weight") or reference.out_degree(s, "weight") for s in reference}
