@@ -17,6 +17,7 @@ _COMMANDS = {
     "replay": "deploy.commands.replay:replay",
     "backtest": "deploy.commands.backtest:backtest",
     "evaluate": "deploy.commands.evaluate:evaluate",
+    "predict": "deploy.commands.predict:predict",
     "sources": "deploy.commands.sources:sources",
     "sql": "deploy.commands.sql:sql",
     "migrate": "deploy.commands.migrate:migrate",
