@@ -3,6 +3,7 @@
 The examples are records with what the format makes of them; tests hold the decoders, and docs/sources, to them.
 """
 
+import base64
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ OPTIONS = {
     "cluster": "the cluster's name, instead of the record's; - leaves clusters out of names",
     "time": "event time: end (default) or start of the connection or interval; of Suricata logged (default), too",
     "calls": "which events count as calls: traces and drops (traces, default) or policy verdicts (verdicts)",
+    "encoding": "of messages: auto (default: told by each message), json or proto",
 }
 
 _NOTES = {
@@ -85,6 +87,11 @@ def examples_of(name: str) -> tuple[Mapping[str, Any], ...]:
     """Return the shipped example records of a format; none for those that have no file."""
     path = files("schemas") / "examples" / "sources" / f"{name}.jsonl"
     return tuple(json.loads(line) for line in _lines(path))
+
+
+def message_of(example: Mapping[str, Any]) -> bytes:
+    """Return the message of an example: text, or base64 of what is none."""
+    return base64.b64decode(example["base64"]) if "base64" in example else str(example["value"]).encode()
 
 
 def _lines(path: Any) -> Iterable[str]:

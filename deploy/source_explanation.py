@@ -7,7 +7,7 @@ of it that could go stale. Pure.
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -29,6 +29,14 @@ _REMOVED: Any = object()
 _UNSET = "-"
 _MORE_VALUES = 12
 _ISO = re.compile(r"(\d{4})(-\d\d-\d\d[T ].*)", re.DOTALL)
+_ATTRIBUTES = "attributes"
+_SHORT = (
+    ("resourceSpans[0].resource.attributes[", "resource["),
+    ("resourceSpans[0].scopeSpans[0].spans[0].", ""),
+    ("resourceSpans[0].scopeSpans[0].", ""),
+)
+"""Of names of fields: those of OTLP's only span need not say where it is."""
+_SECOND_NS, _INSTANTS_NS_FROM = 10**9, 10**17
 _MARKS_UNSAID = {"sampling": 1, "continued": 0}
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 
@@ -163,7 +171,15 @@ def _parts(value: bytes, columns: Columns) -> list[_Part] | None:
             found = _cells(text, lambda new: str(new).encode(), columns)
     except (ValueError, RecursionError):
         return None
-    return found or None
+    short = [replace(part, name=_short(part.name)) for part in found]
+    return short or None
+
+
+def _short(name: str) -> str:
+    for long, short in _SHORT:
+        if name.startswith(long):
+            return short + name.removeprefix(long)
+    return name
 
 
 def _walk(tree: Any, name: str, put: Callable[[Any], bytes], columns: Columns) -> Iterator[_Part]:
@@ -172,10 +188,31 @@ def _walk(tree: Any, name: str, put: Callable[[Any], bytes], columns: Columns) -
             yield from _walk(child, f"{name}.{key}" if name else key, _putting(tree, key, put), columns)
     elif isinstance(tree, list) and tree:
         for index, child in enumerate(tree):
-            yield from _walk(child, f"{name}[{index}]", _putting(tree, index, put), columns)
+            put_child = _putting(tree, index, put)
+            if name.endswith(_ATTRIBUTES) and _is_attribute(child):
+                yield from _attribute(child, name, put_child)
+            else:
+                yield from _walk(child, f"{name}[{index}]", put_child, columns)
     else:
         inner = list(_wrapped(tree, put, columns)) if isinstance(tree, str) else []
         yield from inner or [_Part(name, tree, put)]
+
+
+def _is_attribute(tree: Any) -> bool:
+    """Say whether something is an attribute of OTLP's JSON: ``{"key": "a", "value": {"stringValue": "b"}}``."""
+    if not isinstance(tree, dict) or tree.keys() != {"key", "value"} or not isinstance(tree["key"], str):
+        return False
+    value = tree["value"]
+    return isinstance(value, dict) and len(value) == 1 and not isinstance(next(iter(value.values())), dict | list)
+
+
+def _attribute(tree: Any, name: str, put: Callable[[Any], bytes]) -> Iterator[_Part]:
+    ((kind, value),) = tree["value"].items()
+    yield _Part(
+        f"{name}[{tree['key']}]",
+        value,
+        lambda new: put(new if new is _REMOVED else {**tree, "value": {kind: new}}),
+    )
 
 
 def _putting(tree: Any, key: Any, put: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
@@ -315,7 +352,8 @@ def _same_kind(value: Any) -> Sequence[Any]:
         return (not value,)
     if isinstance(value, int):
         step = max(1, abs(value) // 4)
-        return value + step, value - step
+        near = (value - _SECOND_NS,) if value > _INSTANTS_NS_FROM else ()  # may have to stay before another instant
+        return *near, value + step, value - step
     if isinstance(value, float):
         return (value * 1.25 if value else 1.0,)
     if not isinstance(value, str) or not value or value == _UNSET:

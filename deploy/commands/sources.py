@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from deploy.source_catalogue import catalogue, examples_of
+from deploy.source_catalogue import catalogue, examples_of, message_of
 from deploy.source_explanation import DEAD_LETTER, FLOW_KEYS, NOT_A_FLOW, Explanation, Source, explain, verdict_of
 from schemas.errors import ConfigurationError
 from streams.log_files import format_for, read_file, shape_of
@@ -20,6 +20,9 @@ from streams.sources.registry import AUTO, source_format, split_spelling
 _LOOKED_AT = 10_000
 """Records among which the first flow is looked for."""
 _SHOWN_CHARACTERS = 100
+_EXPLAINED = 10
+"""Spans of one message that are explained unless one is asked for."""
+_NO_PARTS = "--part is for messages of many spans (otlp-traces)"
 _LAYOUTS = {"lines": "line by line", "values": "JSON value by value", "arrow": "Arrow batches"}
 _LABELS = {"src": "client", "dst": "server", "time_ms": "time"}
 
@@ -58,12 +61,23 @@ class _Found:
     value: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One record of a message: its number among ``count``, from 1, and what there is to say of it."""
+
+    number: int
+    count: int
+    value: bytes
+    found: Explanation
+
+
 @sources.command("explain", epilog="Example: drift sources explain --format zeek-conn conn.log.gz --record 12")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--format", "format_name", default=AUTO, show_default=True, help="How the file is read.")
 @click.option("--record", "number", type=click.IntRange(min=1), help="Which record, from 1; default: the first flow.")
+@click.option("--part", type=click.IntRange(min=1), help="Which of its spans, from 1; default: the first ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def explain_record(file: Path, format_name: str, number: int | None, as_json: bool) -> None:
+def explain_record(file: Path, format_name: str, number: int | None, part: int | None, as_json: bool) -> None:
     """Explain step by step what becomes of one record of FILE, and which of its fields made it so."""
     spelling = format_for(file, format_name)
     packing, layout = shape_of(file)
@@ -73,8 +87,9 @@ def explain_record(file: Path, format_name: str, number: int | None, as_json: bo
         )
     record = _record_of(file, spelling, number)
     name, arguments = split_spelling(spelling)
-    examples = [example["value"].encode() for example in examples_of(name)]
-    found = explain(spelling, record.value, examples)
+    examples = [message_of(example) for example in examples_of(name)]
+    whole, count = _parts_of(spelling, record, part)
+    parts = [_Part(number, count, value, explain(spelling, value, examples)) for number, value in whole]
     if as_json:
         read = {
             "file": file.name,
@@ -86,13 +101,30 @@ def explain_record(file: Path, format_name: str, number: int | None, as_json: bo
             "record": record.number,
             "bytes": len(record.value),
         }
-        click.echo(json.dumps({**read, **_as_json(found)}))
+        if count == 1:
+            click.echo(json.dumps({**read, **_as_json(parts[0].found)}))
+        else:
+            several = [{"part": one.number, **_as_json(one.found)} for one in parts]
+            click.echo(json.dumps({**read, "parts_total": count, "parts": several}))
         return
     how = "recognised" if source_format(format_name).name == AUTO else "as told"
     from_file = set(arguments) - set(split_spelling(format_name)[1])
     named = f"; {', '.join(sorted(from_file))} as the file's first lines say" if from_file else ""
     _step(1, "file", f"{file.name}: {packing}, {_LAYOUTS[layout]}; format {name}, {how}{named}")
-    _show(record, found)
+    for one in parts:
+        _show(record, one)
+    if len(parts) < count and part is None:
+        click.echo(f"{count - len(parts)} spans more: --part N explains one of them")
+
+
+def _parts_of(spelling: str, record: _Found, part: int | None) -> tuple[list[tuple[int, bytes]], int]:
+    """Return those records of a message that are to be explained, by number, and how many there are."""
+    records_alone: Any = getattr(source_format(spelling), "records_alone", None)
+    values = [record.value] if records_alone is None else records_alone(record.value)
+    if part is not None and part > len(values):
+        raise ConfigurationError(f"record {record.number} holds {len(values)} spans" if records_alone else _NO_PARTS)
+    wanted = range(1, len(values) + 1)[:_EXPLAINED] if part is None else (part,)
+    return [(number, values[number - 1]) for number in wanted], len(values)
 
 
 def _record_of(file: Path, spelling: str, number: int | None) -> _Found:
@@ -124,12 +156,14 @@ def _line(text: str) -> None:
     click.echo(" " * 13 + text)
 
 
-def _show(record: _Found, found: Explanation) -> None:
+def _show(record: _Found, part: _Part) -> None:
+    found = part.found
     verdict, fields = found.verdict, found.fields
-    size = f"record {record.number}, {len(record.value)} bytes"
+    which = f", span {part.number} of {part.count}" if part.count > 1 else ""
+    size = f"record {record.number}{which}, {len(part.value)} bytes"
     if fields is None:
         _step(2, "read", f"{size}: neither JSON nor a line of this format's columns")
-        _line(_printable(record.value.decode(errors="replace")))
+        _line(_printable(part.value.decode(errors="replace")))
     else:
         _step(2, "read", f"{size}: {len(fields)} fields; those marked * have a bearing on what it became")
         width = min(40, max(len(name) for name, _ in fields))

@@ -48,6 +48,12 @@ def _one_loose(value: Any) -> int:
     return number if 0 <= number < 1 << 62 else -2
 
 
+def scaled(values: IntColumn, sampling: IntColumn) -> IntColumn:
+    """Scale up what was sampled; what is unknown stays so, what would not fit comes out above every bound."""
+    limit = (1 << 62) // sampling
+    return np.where(values < 0, values, np.minimum(values, limit) * sampling)
+
+
 def coded_words(meanings: dict[Any, int], values: Sequence[Any]) -> IntColumn:
     """Return the meaning of each word; ``meanings`` must know them all, or have a ``__missing__``."""
     return np.fromiter(map(meanings.__getitem__, values), dtype=np.int64, count=len(values))

@@ -33,6 +33,7 @@ from streams.sources.identity import (
 )
 from streams.sources.json_records import Reading
 from streams.sources.orientation import CLIENT_IS_DST, CLIENT_IS_SRC, NOT_SAID, client_is_dst, icmp_answers, server_port
+from streams.sources.statuses import HTTP_ERROR_FROM
 from streams.sources.times import iso_ms
 from streams.sources.typed import Batch, TypedFormat, choice, lax, mask_of
 
@@ -66,7 +67,6 @@ _POLICY_DROPS = frozenset(
 _FORWARDED = Words({"FORWARDED": 0, "REDIRECTED": 0, "TRACED": 0, "TRANSLATED": 0, "AUDIT": 0})
 _SOUND_RCODES = frozenset({0, 3, "0", "3", "NOERROR", "NXDOMAIN", "NoError", "NXDomain", None})
 _REPLY, _REQUEST_TYPE, _RESPONSE_TYPE = 1, "REQUEST", "RESPONSE"
-_HTTP_ERROR_FROM = 500
 
 _RESERVED = "reserved:"
 _RESERVED_NAMES = ("kube-apiserver", "ingress", "host", "remote-node", "health")
@@ -286,7 +286,7 @@ def _answer(layer: Layer7 | None) -> int | None:
     if layer is None or layer.type == _REQUEST_TYPE:
         return None
     if layer.http is not None and layer.http.code:
-        return int(layer.http.code >= _HTTP_ERROR_FROM)
+        return int(layer.http.code >= HTTP_ERROR_FROM)
     if layer.dns is not None and layer.type == _RESPONSE_TYPE:
         return int(layer.dns.rcode not in _SOUND_RCODES)
     if layer.kafka is not None and layer.type == _RESPONSE_TYPE:

@@ -49,6 +49,8 @@ _CRON_JOB = re.compile(r"(.+)-\d{8,10}")
 _SUFFIXED_POD = re.compile(rf"(.+)-{_SAFE}{{5}}")
 _ORDINAL_POD = re.compile(r"(.+)-\d{1,4}")
 _POD_PATTERNS = (_CRON_JOB_POD, _DEPLOYMENT_POD, _SUFFIXED_POD, _ORDINAL_POD)
+_SERVICE_HOST = re.compile(r"(?:[^.]+\.)?([^.]+)\.([^.]+)\.svc(?:\..+)?")
+"""A Kubernetes service's DNS name, or that of one of its pods."""
 _CANONICAL_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}", re.ASCII)
 
 
@@ -175,10 +177,40 @@ def is_private(text: str) -> bool:
     return normal is not None and ipaddress.ip_address(normal).is_private
 
 
+def is_loopback(host: str) -> bool:
+    """Say whether a host's name or address is the machine's, or the pod's, own."""
+    normal = normal_address(host)
+    if normal is None:
+        return host.lower().rstrip(".") == "localhost"
+    return ipaddress.ip_address(normal).is_loopback or ipaddress.ip_address(normal).is_unspecified
+
+
 def address(text: str | None) -> str:
     """Return ``ip:ADDR``, or ``UNNAMED`` for what is no address."""
     normal = normal_address(text) if text else None
     return UNNAMED if normal is None else ADDRESS_PREFIX + normal
+
+
+def host_name(host: str, namespace: str = "", cluster: str | None = None) -> str:
+    """Return the name of a host: a Kubernetes service's, an address, or of what lies outside.
+
+    One without a dot is a service in the caller's own namespace, as resolvers look it up.
+
+    Args:
+        namespace, cluster: the caller's, where known.
+
+    >>> host_name("cart.shop.svc.cluster.local"), host_name("cart", "shop"), host_name("api.example.com")
+    ('shop/cart', 'shop/cart', 'ext:example.com')
+    """
+    match = _SERVICE_HOST.fullmatch(host.rstrip("."))
+    if match is not None:
+        return workload(match[2], match[1], cluster)
+    if normal_address(host) is not None:
+        return address(host)
+    label = host.rstrip(".")
+    if "." in label:
+        return outside(host)
+    return workload(namespace, label, cluster) if label else UNNAMED
 
 
 def split_port(text: str) -> tuple[str, int]:

@@ -24,14 +24,14 @@ from streams.sources.identity import (
     Naming,
     address,
     code_names,
-    normal_address,
-    outside,
+    host_name,
     owner_of_pod,
     split_port,
     workload,
 )
 from streams.sources.json_records import FAILURES, Explained, NotAFlow, Reading
 from streams.sources.remembered import Remembered
+from streams.sources.statuses import GRPC_FAILURES, HTTP_ERROR_FROM
 from streams.sources.times import iso_ms
 from streams.sources.typed import Batch, TypedFormat, columns_of, lax, mask_of
 
@@ -107,23 +107,10 @@ def _explain(piece: bytes) -> str | None:
 
 _TCP, _UDP = PROTOCOL_NUMBERS["tcp"], PROTOCOL_NUMBERS["udp"]
 _NOTHING = frozenset({None, "", "-"})
-_SERVER_ERROR_FROM = 500
 _UNHARMED = frozenset({None, "", "-", "DC"})
 """Response flags that are no failure of the server: none, or the client went away."""
-_GRPC_FAILURES = Words(
-    {
-        **dict.fromkeys(_NOTHING, UNKNOWN),
-        **dict.fromkeys((2, 4, 8, 12, 13, 14, 15), 1),
-        **dict.fromkeys(("2", "4", "8", "12", "13", "14", "15"), 1),
-        **dict.fromkeys(("Unknown", "DeadlineExceeded", "ResourceExhausted", "Unimplemented"), 1),
-        **dict.fromkeys(("Internal", "Unavailable", "DataLoss"), 1),
-    },
-    0,
-)
-"""gRPC status codes that are the server's failure; others are answers."""
 _INBOUND, _OUTBOUND = "inbound", "outbound"
 _INBOUND_PASSTHROUGH, _BLACK_HOLE = "InboundPassthroughCluster", "BlackHoleCluster"
-_SERVICE_HOST = re.compile(r"([^.]+)\.([^.]+)\.svc(?:\..+)?")
 _ROUTED_NAME = re.compile(r"(?:outbound|inbound)_\.(\d{1,5})_\.[^.]*_\.(.+)")
 _APP_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app", "k8s-app")
 
@@ -172,16 +159,6 @@ def _port(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65_535 else UNKNOWN
 
 
-def _name_of_host(host: str) -> str:
-    """Return the name of a server's host: a Kubernetes service's, or of what lies outside."""
-    match = _SERVICE_HOST.fullmatch(host)
-    if match is not None:
-        return workload(match[2], match[1])
-    if normal_address(host) is not None:
-        return address(host)
-    return outside(host) if "." in host.rstrip(".") else workload("", host)
-
-
 class IstioAccess(TypedFormat):
     """Istio's access logs; see the module.
 
@@ -213,7 +190,7 @@ class IstioAccess(TypedFormat):
             return workload(namespace, app or owner_of_pod(pod), self._cluster)
         for host in parts:
             if host:
-                name = _name_of_host(host)
+                name = host_name(host)
                 is_workload = name != UNNAMED and "/" in name and ":" not in name
                 return f"{self._cluster}:{name}" if is_workload and self._cluster else name
         return UNNAMED
@@ -236,9 +213,9 @@ class IstioAccess(TypedFormat):
         code = loose_integers(column["response_code"])
         draft.reject((code < UNKNOWN) | (code > 999), Reason.INVALID_VALUE, "response_code must be 0 to 999")
         flags = coded_words(self._flags, column["response_flags"])
-        grpc = coded_words(_GRPC_FAILURES, column["grpc_status"])
+        grpc = coded_words(GRPC_FAILURES, column["grpc_status"])
         # Code 0 is a connection without an answer: TCP, or a request that got none; its flags say how it ended.
-        failed = np.where(code > 0, code >= _SERVER_ERROR_FROM, flags > 0)
+        failed = np.where(code > 0, code >= HTTP_ERROR_FROM, flags > 0)
         refused = (
             mask_of(refused_route, size)
             | (flags == _REFUSED)

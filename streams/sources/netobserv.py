@@ -16,7 +16,7 @@ import numpy as np
 from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN, Port
 from schemas.tenant_log import IntColumn
 from streams.sources.coded import CodedRows
-from streams.sources.draft import Words, coded_words, integers
+from streams.sources.draft import Words, coded_words, integers, scaled
 from streams.sources.envelopes import in_envelope
 from streams.sources.identity import (
     NODE_PREFIX,
@@ -236,9 +236,9 @@ class NetObserv(TypedFormat):
         unknown = np.full(size, UNKNOWN, dtype=np.int64)
         packets = integers(column["Packets"])
         measures = {
-            "bytes_out": _scaled(integers(column["Bytes"]), sampling),
+            "bytes_out": scaled(integers(column["Bytes"]), sampling),
             "bytes_in": unknown,
-            "packets_out": _scaled(packets, sampling),
+            "packets_out": scaled(packets, sampling),
             "packets_in": unknown,
         }
         columns = directed(measures, swapped)
@@ -274,12 +274,6 @@ class NetObserv(TypedFormat):
     def _keys(column: dict[str, tuple[str | None, ...]], end: str) -> list[_Key]:
         fields = ("K8S_OwnerName", "K8S_OwnerType", "K8S_Namespace", "K8S_Name", "K8S_Type", "Addr", "SubnetLabel")
         return list(zip(*(column[end + field] for field in fields), column["K8S_ClusterName"], strict=True))
-
-
-def _scaled(values: IntColumn, sampling: IntColumn) -> IntColumn:
-    """Scale up; what would not fit comes out above every bound."""
-    limit = (1 << 62) // sampling
-    return np.where(values < 0, values, np.minimum(values, limit) * sampling)
 
 
 def _side(direction: IntColumn, swapped: Mask) -> IntColumn:

@@ -16,6 +16,7 @@ from streams.sources.format import SourceFormat
 from streams.sources.hubble import Hubble
 from streams.sources.istio_access import IstioAccess
 from streams.sources.netobserv import NetObserv
+from streams.sources.otlp_traces import OtlpTraces
 from streams.sources.suricata_eve import SuricataEve
 from streams.sources.zeek_conn import ZeekConn
 
@@ -31,6 +32,7 @@ FORMATS: dict[str, SourceFormat] = {
         AwsVpc(),
         ZeekConn(),
         SuricataEve(),
+        OtlpTraces(),
     )
 }
 """Each format without arguments, and ``auto``, which takes one of them."""
@@ -46,6 +48,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "aws-vpc": ("fields", "time"),
     "zeek-conn": ("fields", "time"),
     "suricata-eve": ("time",),
+    "otlp-traces": ("cluster", "encoding"),
 }
 """Arguments that formats take, the main one first."""
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.source_catalogue import message_of
 from schemas.flow import MAX_MEASURE, MAX_NAME_BYTES
 from streams.result import WHOLE_MESSAGE
 from streams.sources.format import MAX_PAIR, Decoded, SourceFormat
@@ -81,7 +82,7 @@ def seeds(name: str) -> list[bytes]:
     others: list[bytes] = []
     for path in sorted(EXAMPLES.glob("*.jsonl")):
         for text in path.read_text(encoding="utf-8").splitlines():
-            value = json.loads(text)["value"].encode()
+            value = message_of(json.loads(text))
             (mine if path.stem == name else others).append(value)
     flow = b'{"time_ms":1,"src":"a","dst":"b"}'
     return [*(mine or [flow] * 10) * 20, *others, flow]
@@ -268,7 +269,17 @@ def _fails(name: str, value: bytes) -> bool:
     return False
 
 
-FUZZED = ("netobserv", "hubble", "istio-access", "aws-vpc", "zeek-conn", "suricata-eve", "canonical", "auto")
+FUZZED = (
+    "netobserv",
+    "hubble",
+    "istio-access",
+    "aws-vpc",
+    "zeek-conn",
+    "suricata-eve",
+    "otlp-traces",
+    "canonical",
+    "auto",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

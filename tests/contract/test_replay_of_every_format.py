@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from deploy.source_catalogue import message_of
 from schemas.settings import FlowTopic
 from schemas.tenant_log import LaneConfig, Member, decode_record, unpack_rows
 from schemas.topics import HEADER_ORIGIN
@@ -24,9 +25,7 @@ def examples() -> list[Any]:
     for path in sorted(EXAMPLES.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             example = json.loads(line)
-            found.append(
-                pytest.param(example["format"], example["value"].encode(), id=f"{path.stem}: {example['name']}")
-            )
+            found.append(pytest.param(example["format"], message_of(example), id=f"{path.stem}: {example['name']}"))
     flow = {"time_ms": 1_591_367_999_305, "src": "a", "dst": "b", "tenant": "acme"}
     for name in ("canonical", "canonical-json"):
         lines = [json.dumps({**flow, "dst": f"d{n}"}) for n in range(3)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deploy.source_catalogue import IS_CARRIED
+from deploy.source_catalogue import IS_CARRIED, message_of
 from schemas.flow import UNKNOWN
 from streams.sources.format import Decoded
 from streams.sources.registry import ARGUMENTS, AUTO, FORMATS, format_of_file, source_format
@@ -46,7 +46,7 @@ def cases_of(name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['format'].partition('?')[0]}: {case['name']}")
 def test_an_example_is_read_as_it_says(case: dict[str, Any]) -> None:
-    value = case["value"].encode()
+    value = message_of(case)
     decoded = source_format(case["format"]).decode([value])
     assert flows_of(decoded) == case["flows"]
     assert dict(decoded.skipped) == case["skipped"]
@@ -59,7 +59,7 @@ def test_an_example_is_read_as_it_says(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", PRODUCERS)
 def test_no_example_changes_what_becomes_of_its_neighbours(name: str) -> None:
-    values = [case["value"].encode() for case in cases_of(name)] * 2
+    values = [message_of(case) for case in cases_of(name)] * 2
     reading = source_format(name)
     alone = [(n, *entry[1:]) for n, value in enumerate(values) for entry in as_seen(reading.decode([value]))]
     assert as_seen(reading.decode(values)) == alone
@@ -115,11 +115,11 @@ def test_every_format_has_a_page_that_names_its_arguments() -> None:
 
 @pytest.mark.parametrize("name", PRODUCERS)
 def test_auto_takes_a_format_and_keeps_to_it(name: str) -> None:
-    good = [case["value"].encode() for case in cases_of(name) if case["flows"] and case["format"] == name]
+    good = [message_of(case) for case in cases_of(name) if case["flows"] and case["format"] == name]
     other = next(case for case in CASES if case["flows"] and case["format"] not in (name, "aws-vpc", "zeek-conn"))
     reading = source_format(AUTO)
     assert reading.name == "auto"
-    decoded = reading.decode([b"\0\0\0\0\7{}", b"", *good, other["value"].encode()])
+    decoded = reading.decode([b"\0\0\0\0\7{}", b"", *good, message_of(other)])
     assert reading.name == f"auto:{name}"
     assert [(bad.message, bad.reason) for bad in decoded.rejected if bad.message < 2] == [
         (0, "malformed"),
@@ -128,14 +128,14 @@ def test_auto_takes_a_format_and_keeps_to_it(name: str) -> None:
     assert "Confluent wire prefix (schema id 7)" in decoded.rejected[0].detail
     assert decoded.rejected[-1].message == len(good) + 2
     assert flows_of(decoded) == [flow for case in cases_of(name) if case["format"] == name for flow in case["flows"]]
-    again = reading.decode([other["value"].encode(), good[0]])
+    again = reading.decode([message_of(other), good[0]])
     assert [bad.message for bad in again.rejected] == [0] and len(again.runs) == 1
     assert source_format(AUTO).name == "auto"
 
 
 @pytest.mark.parametrize("name", PRODUCERS)
 def test_auto_knows_a_file_by_its_first_lines(name: str) -> None:
-    good = [case["value"] for case in cases_of(name) if case["flows"] and case["format"] == name]
+    good = [case.get("value", "\n") for case in cases_of(name) if case["flows"] and case["format"] == name]
     head = "\n".join(value for value in good if "\n" not in value).encode()
     assert format_of_file(AUTO, head).partition("?")[0] == name
     assert format_of_file(AUTO, head[:-20]).partition("?")[0] == name

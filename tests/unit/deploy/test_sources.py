@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from deploy.source_catalogue import CARRIES, OPTIONS, catalogue, examples_of
+from deploy.source_catalogue import CARRIES, OPTIONS, catalogue, examples_of, message_of
 from deploy.source_explanation import FLOW_KEYS, columns_of, explain, verdict_of
 from streams.sources.registry import ARGUMENTS, AUTO, FORMATS, source_format
 from tests.command import drift
@@ -88,8 +88,8 @@ def test_the_list_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['format'].partition('?')[0]}: {case['name']}")
 def test_what_is_explained_is_what_the_format_makes_of_it(case: dict[str, Any]) -> None:
-    value = case["value"].encode()
-    examples = [other["value"].encode() for other in examples_of(case["format"].partition("?")[0])][:10]
+    value = message_of(case)
+    examples = [message_of(other) for other in examples_of(case["format"].partition("?")[0])][:10]
     found = explain(case["format"], value, examples)
     assert len(found.verdict.flows) == len(case["flows"])
     for flow, expected in zip(found.verdict.flows, case["flows"], strict=True):
@@ -140,7 +140,7 @@ def test_a_field_put_back_as_it_was_changes_nothing() -> None:
     from deploy.source_explanation import _parts
 
     for case in CASES:
-        value = case["value"].encode()
+        value = message_of(case)
         expected = verdict_of(source_format(case["format"]), value)
         for part in _parts(value, columns_of(case["format"])) or ():
             again = verdict_of(source_format(case["format"]), part.put(part.value))
