@@ -2,8 +2,9 @@
 
     python -m tests.bench.fuzz_sources --records 10000000 --seed 1 [--formats hubble zeek-conn ...]
 
-Starts from the shipped example records. Bytes are flipped, cut, doubled and spliced; JSON values are replaced by what
-breaks decoders; records are joined into arrays and lines, and wrapped as log shippers do. Prints counts per format.
+Starts from the shipped example records. Bytes are flipped, cut, doubled and spliced; JSON values and protobuf fields
+are replaced by what breaks decoders; records are joined into arrays and lines, and wrapped as log shippers do. Prints
+counts per format.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from streams.result import WHOLE_MESSAGE
 from streams.sources.format import MAX_PAIR, Decoded, SourceFormat
 from streams.sources.registry import source_format
 from streams.sources.times import MAX_TIME_MS
+from tests.bench.protobuf_mutations import mutate_protobuf
 
 EXAMPLES = Path(__file__).parents[2] / "schemas/examples/sources"
 _BATCH = 64
@@ -77,15 +79,24 @@ class _Targets(dict[str | None, int]):
 
 
 def seeds(name: str) -> list[bytes]:
-    """Return the example records of a format, and those of the others: what stands in a wrong topic."""
+    """Return the example records of a format, and those of the others: what stands in a wrong topic.
+
+    Args:
+        name: a format's; one of two encodings behind it takes that one's records alone.
+    """
+    stem, _, encoding = name.partition(" ")
     mine: list[bytes] = []
     others: list[bytes] = []
     for path in sorted(EXAMPLES.glob("*.jsonl")):
         for text in path.read_text(encoding="utf-8").splitlines():
             value = message_of(json.loads(text))
-            (mine if path.stem == name else others).append(value)
+            (mine if path.stem == stem and encoding in ("", _encoding_of(value)) else others).append(value)
     flow = b'{"time_ms":1,"src":"a","dst":"b"}'
     return [*(mine or [flow] * 10) * 20, *others, flow]
+
+
+def _encoding_of(value: bytes) -> str:
+    return "json" if value.lstrip()[:1] in (b"{", b"[") else "proto"
 
 
 def _mutate_json(rng: random.Random, value: bytes) -> bytes:
@@ -148,7 +159,7 @@ def mutations(rng: random.Random, pool: Sequence[bytes]) -> Iterator[bytes]:
         value = rng.choice(pool)
         action = rng.random()
         if action < 0.5:
-            value = _mutate_json(rng, value)
+            value = _mutate_json(rng, value) if _encoding_of(value) == "json" else mutate_protobuf(rng, value)
         elif action < 0.75:
             value = _mutate_bytes(rng, value)
         elif action < 0.8:
@@ -238,7 +249,8 @@ def fuzz(name: str, records: int, seed: int, neighbours_every: int = 20) -> Coun
         Violation: a verdict does not hold; the message says with which seed.
     """
     rng = random.Random(f"{seed}:{name}")
-    reading = source_format(name)
+    spelling = name.partition(" ")[0]
+    reading = source_format(spelling)
     source = mutations(rng, seeds(name))
     counts: Counter[str] = Counter()
     batches = 0
@@ -246,7 +258,7 @@ def fuzz(name: str, records: int, seed: int, neighbours_every: int = 20) -> Coun
         values = [next(source) for _ in range(min(_BATCH, records - counts["messages"]))]
         try:
             if name == "auto":
-                reading = source_format(name)
+                reading = source_format(spelling)
             decoded = reading.decode(values)
             counts += check(decoded, values)
             if batches % neighbours_every == 0 and name != "auto":
@@ -263,22 +275,15 @@ def fuzz(name: str, records: int, seed: int, neighbours_every: int = 20) -> Coun
 
 def _fails(name: str, value: bytes) -> bool:
     try:
-        check(source_format(name).decode([value]), [value])
+        check(source_format(name.partition(" ")[0]).decode([value]), [value])
     except Exception:
         return True
     return False
 
 
 FUZZED = (
-    "netobserv",
-    "hubble",
-    "istio-access",
-    "aws-vpc",
-    "zeek-conn",
-    "suricata-eve",
-    "otlp-traces",
-    "canonical",
-    "auto",
+    *("netobserv", "hubble", "istio-access", "aws-vpc", "zeek-conn", "suricata-eve"),
+    *("otlp-traces json", "otlp-traces proto", "canonical", "auto"),
 )
 
 
@@ -296,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         result[name] = dict(counts)
         took_s = time.perf_counter() - began_s
         print(
-            f"{name:14} {counts['messages']:>10,} messages  {counts['flows']:>10,} flows  "
+            f"{name:18} {counts['messages']:>10,} messages  {counts['flows']:>10,} flows  "
             f"{counts['skipped']:>9,} no flow  {counts['dead']:>10,} dead  {took_s:>7.1f} s",
             flush=True,
         )

@@ -5,7 +5,8 @@
 
 Records are the shipped examples that hold flows, varied: ports, pods, byte counts and times change.
 A flow counts once it is decoded, normalised and grouped into edges, in chunks of 4,000 messages, as ingest does.
-A format's text is set beside orjson on the same columns as JSON. Times are CPU time of this process, the best of some.
+A format's text is set beside orjson on the same columns as JSON, protobuf beside orjson on the same spans as JSON.
+Times are CPU time of this process, the best of some.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from streams.sources.registry import source_format
+from tests.bench import otlp_messages
 from tests.bench.fuzz_sources import EXAMPLES
 
 CHUNK = 4_000
@@ -26,11 +28,16 @@ _SERVICES = 300
 FORMATS = (
     *("canonical-json", "netobserv", "hubble", "istio-access", "aws-vpc", "aws-vpc v8"),
     *("zeek-conn", "zeek-conn text", "suricata-eve"),
+    *("otlp-traces", "otlp-traces batch", "otlp-traces proto", "otlp-traces batch proto"),
 )
+BATCH = 100
+"""Spans in a message of a batch."""
 _CLIENT_PORT = re.compile(rb"\b(?:43210|44916|43612|46378|36844|56984|43250|20641|41034|49761)\b")
 _COUNTS = re.compile(rb"\b(?:1294|358|178|7626|10780|4249|5120|295|141|217)\b")
 _FRACTION = re.compile(rb"(?<=\.)(?:656|399198|173232166|430166|305988)(?=[\dZ+\",])")
 _TIME_MS = re.compile(rb"\b1727962687516\b")
+_SPAN_ID = re.compile(rb'(?<=Id":")(?:[0-9a-f]{16}){1,2}(?=")')
+_SECOND = re.compile(rb"\b1763849940(?=\d{9}\b)")
 _SERVER = re.compile(rb"\b(cart|reviews|details)\b")
 
 
@@ -49,7 +56,7 @@ _SAME_LAYOUT: dict[str, Callable[[str], bool]] = {
 
 
 def _is_bare(value: str) -> bool:
-    return not value.startswith('{"log"')
+    return not value.startswith(('{"log"', '{"@timestamp"'))
 
 
 def _examples(name: str) -> list[bytes]:
@@ -59,13 +66,17 @@ def _examples(name: str) -> list[bytes]:
         return [json.dumps({**text, **more}, separators=(",", ":")).encode()]
     stem = name.partition(" ")[0]
     lines = (EXAMPLES / f"{stem}.jsonl").read_text(encoding="utf-8").splitlines()
-    cases = [case for case in map(json.loads, lines) if len(case["flows"]) == 1 and case["format"] == stem]
+    cases = [
+        case
+        for case in map(json.loads, lines)
+        if len(case["flows"]) == 1 and not case["rejected"] and case["format"] == stem and "value" in case
+    ]
     fits = _SAME_LAYOUT.get(name, _is_bare)
     return [case["value"].encode() for case in cases if "\n" not in case["value"] and fits(case["value"])]
 
 
 def records(name: str, count: int) -> list[bytes]:
-    """Return varied records of a format."""
+    """Return messages that hold so many varied records of a format."""
     rng = random.Random(SEED)
     pool = _examples(name)
     made = []
@@ -76,14 +87,20 @@ def records(name: str, count: int) -> list[bytes]:
         value = _FRACTION.sub(lambda m: b"%0*d" % (len(m[0]), rng.randrange(10 ** len(m[0]))), value)
         value = _TIME_MS.sub(lambda _: b"%d" % rng.randrange(1_727_962_600_000, 1_727_962_700_000), value)
         value = _SERVER.sub(rb"\1-%d" % rng.randrange(_SERVICES), value)
+        value = _SPAN_ID.sub(lambda m: b"%0*x" % (len(m[0]), rng.getrandbits(4 * len(m[0]))), value)
+        value = _SECOND.sub(b"%d" % rng.randrange(1_763_849_940, 1_763_850_000), value)
         made.append(value)
-    return made
+    if "batch" in name:
+        made = otlp_messages.batched(made, BATCH)
+    return list(map(otlp_messages.as_proto, made)) if "proto" in name else made
 
 
 def as_json(name: str, values: Sequence[bytes]) -> list[bytes]:
-    """Return records as JSON: themselves, or a line of text as an object of its columns."""
+    """Return messages as JSON: themselves, or a line of text as an object of its columns, or what protobuf says."""
     if values[0].startswith(b"{"):
         return list(values)
+    if "proto" in name:
+        return list(map(otlp_messages.as_json, values))
     separator = "\t" if name.startswith("zeek") else " "
     reading: Any = source_format(name.partition(" ")[0])
     made = []
@@ -117,13 +134,13 @@ def measure(name: str, count: int, repeats: int = 5) -> dict[str, float]:
     def ours() -> None:
         nonlocal found
         found = 0
-        for start in range(0, count, CHUNK):
+        for start in range(0, len(values), CHUNK):
             for run in reading.decode(values[start : start + CHUNK]).runs:
                 run.group("t", _Targets())
                 found += len(run.message)
 
     def theirs() -> None:
-        for start in range(0, count, CHUNK):
+        for start in range(0, len(values), CHUNK):
             list(map(orjson.loads, objects[start : start + CHUNK]))
 
     ours_s, theirs_s = _best_s(ours, repeats), _best_s(theirs, repeats)
@@ -152,12 +169,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parsed = parser.parse_args(arguments)
     result: dict[str, Any] = {}
     if not parsed.json:
-        print(f"{'format':16} {'bytes':>6} {'as JSON':>8} {'flows/s':>10} {'orjson/s':>10} {'ratio':>6} {'goal':>5}")
+        print(f"{'format':23} {'bytes':>6} {'as JSON':>8} {'flows/s':>10} {'orjson/s':>10} {'ratio':>6} {'goal':>5}")
     for name in parsed.formats:
         figures = result[name] = measure(name, parsed.flows)
         if not parsed.json:
             print(
-                f"{name:16} {figures['bytes']:>6} {figures['json_bytes']:>8} {figures['flows_per_s']:>10,} "
+                f"{name:23} {figures['bytes']:>6} {figures['json_bytes']:>8} {figures['flows_per_s']:>10,} "
                 f"{figures['orjson_per_s']:>10,} {figures['ratio']:>6} {goal(figures['json_bytes']):>5.2f}"
             )
     return result
