@@ -170,7 +170,7 @@ def system_name(system: str, space: str) -> str:
 
 
 def _name_of_service(peer: Peer) -> str:
-    if "." in peer.service or normal_address(peer.service) is not None:
+    if "." in peer.service or is_loopback(peer.service) or normal_address(peer.service) is not None:
         return _named_host(peer.service, peer)
     if _PLAIN_SERVICE.fullmatch(peer.service):
         return workload(peer.service_namespace or peer.namespace, peer.service, peer.cluster)

@@ -215,3 +215,43 @@ def test_what_cannot_be_explained_is_named(
         writer.write_table(table)
     code, _, err = drift(capsys, monkeypatch, "sources", "explain", str(log.parent / name), *arguments)
     assert code == 2 and says in err
+
+
+def test_spans_of_a_message_are_explained_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = next(case for case in examples_of("otlp-traces") if case["name"].startswith("a trace: "))
+    path = tmp_path / "traces.json"
+    path.write_text(json.dumps(json.loads(trace["value"]), indent=2), encoding="utf-8")
+    code, out, _ = drift(capsys, monkeypatch, "sources", "explain", str(path))
+    assert code == 0 and "JSON value by value; format otlp-traces, recognised" in out
+    assert all(f"record 1, span {number} of 6" in out for number in range(1, 7))
+    assert "server      opentelemetry-demo/frontend  <- resource[service.namespace]" in out
+    assert "not a flow record: nested" in out and "not a flow record: internal" in out
+    code, out, _ = drift(capsys, monkeypatch, "sources", "explain", str(path), "--part", "6")
+    assert code == 0 and out.count("2. read") == 1 and "valkey-cart:6379" in out
+    code, out, _ = drift(capsys, monkeypatch, "sources", "explain", str(path), "--json", "--part", "2")
+    told = json.loads(out)
+    assert (told["parts_total"], [part["part"] for part in told["parts"]]) == (6, [2])
+    assert told["parts"][0]["from"]["time_ms"]["fields"] == ["startTimeUnixNano"]
+    assert drift(capsys, monkeypatch, "sources", "explain", str(path), "--part", "7")[0] != 0
+
+
+def test_of_a_message_of_many_spans_the_first_are_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = json.loads(
+        next(case["value"] for case in examples_of("otlp-traces") if case["name"] == "a server's half")
+    )
+    document["resourceSpans"] *= 12
+    path = tmp_path / "traces.jsonl"
+    path.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    code, out, _ = drift(capsys, monkeypatch, "sources", "explain", str(path))
+    assert code == 0 and out.count("2. read") == 10 and "2 spans more: --part N explains one of them" in out
+
+
+def test_parts_are_for_messages_of_many_spans(
+    log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = drift(capsys, monkeypatch, "sources", "explain", str(log), "--part", "2")
+    assert code != 0 and "--part is for messages of many spans (otlp-traces)" in err
