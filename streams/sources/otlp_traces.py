@@ -132,7 +132,7 @@ class OtlpTraces:
                 integers(spans.message),
                 integers(spans.record),
                 payload,
-                lambda row: spans.owner[row].host or spans.owner[row].name,
+                lambda row: spans.owner[row].host,
                 collected.rejected,
             )
             rows = self._rows(spans, draft)

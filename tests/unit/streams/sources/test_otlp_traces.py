@@ -296,7 +296,13 @@ def test_what_a_span_does_not_say_is_unknown() -> None:
         *("time_ms", "side", "calls", "errors", "latency_us", "pair"),
     }
     assert (found["dst"], found["port"], found["protocol"]) == ("ext:unknown", -1, -1)
-    assert found["host"] == "shop/checkout"
+    assert found["host"] == "shop/checkout"  # nobody says who reported it: the client stands in
+
+
+def test_the_node_that_reports_is_named() -> None:
+    decoded = OtlpTraces().decode([message(span(), **{"service.name": "a", "k8s.node.name": "n"}), message(span())])
+    reporters = decoded.runs[0].reporters()
+    assert reporters is not None and (reporters[0].tolist(), reporters[1]) == ([0, -1], ["n"])
 
 
 @pytest.mark.parametrize("start", [str(T), T, f"{T}"])
