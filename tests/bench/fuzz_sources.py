@@ -24,7 +24,7 @@ from deploy.source_catalogue import message_of
 from schemas.flow import MAX_MEASURE, MAX_NAME_BYTES
 from streams.result import WHOLE_MESSAGE
 from streams.sources.format import MAX_PAIR, Decoded, SourceFormat
-from streams.sources.registry import source_format
+from streams.sources.registry import FORMATS, source_format
 from streams.sources.times import MAX_TIME_MS
 from tests.bench.protobuf_mutations import mutate_protobuf
 
@@ -281,10 +281,14 @@ def _fails(name: str, value: bytes) -> bool:
     return False
 
 
-FUZZED = (
-    *("netobserv", "hubble", "istio-access", "aws-vpc", "zeek-conn", "suricata-eve"),
-    *("otlp-traces json", "otlp-traces proto", "canonical", "auto"),
+_ENCODINGS = {"otlp-traces": ("otlp-traces json", "otlp-traces proto")}
+FUZZED = tuple(
+    spelled
+    for name in FORMATS
+    if name not in ("canonical-json", "canonical-arrow")  # `canonical` is both
+    for spelled in _ENCODINGS.get(name, (name,))
 )
+"""Every format; one of two encodings once by each."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

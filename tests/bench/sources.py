@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from streams.sources import registry
 from streams.sources.registry import source_format
 from tests.bench import otlp_messages
 from tests.bench.fuzz_sources import EXAMPLES
@@ -25,11 +26,17 @@ from tests.bench.fuzz_sources import EXAMPLES
 CHUNK = 4_000
 SEED = 3
 _SERVICES = 300
+_UNMEASURED = ("canonical", "canonical-json", "canonical-arrow", registry.AUTO)
+_LAYOUTS = {
+    "aws-vpc": ("aws-vpc", "aws-vpc v8"),
+    "zeek-conn": ("zeek-conn", "zeek-conn text"),
+    "otlp-traces": ("otlp-traces", "otlp-traces batch", "otlp-traces proto", "otlp-traces batch proto"),
+}
 FORMATS = (
-    *("canonical-json", "netobserv", "hubble", "istio-access", "aws-vpc", "aws-vpc v8"),
-    *("zeek-conn", "zeek-conn text", "suricata-eve"),
-    *("otlp-traces", "otlp-traces batch", "otlp-traces proto", "otlp-traces batch proto"),
+    "canonical-json",
+    *(layout for name in registry.FORMATS if name not in _UNMEASURED for layout in _LAYOUTS.get(name, (name,))),
 )
+"""Every producer's format, by each of its layouts."""
 BATCH = 100
 """Spans in a message of a batch."""
 _CLIENT_PORT = re.compile(rb"\b(?:43210|44916|43612|46378|36844|56984|43250|20641|41034|49761)\b")
