@@ -202,7 +202,7 @@ def _event(row: Sequence[Any]) -> DriftEvent:
     named["is_alert"], named["is_early"] = bool(named["is_alert"]), bool(named["is_early"])
     named["edges"] = tuple(EdgeRef(**edge) for edge in named["edges"])
     named["evidence"] = tuple(Evidence(**one) for one in named["evidence"])
-    named["checks"] = tuple(named["checks"])
+    named["checks"], named["seen_in"] = tuple(named["checks"]), tuple(named["seen_in"])
     return DriftEvent(**named)
 
 
@@ -210,5 +210,5 @@ _EVENT_FIELDS = (
     *("event_id", "finding_id", "fingerprint", "incident_id", "tenant", "lane", "generation", "kind", "activity"),
     *("episode", "severity", "risk_score", "confidence", "is_alert", "is_early", "time_ms", "window_start_ms"),
     *("window_end_ms", "first_seen_ms", "src", "dst", "port", "protocol", "edges", "edges_total", "evidence", "title"),
-    *("message", "checks", "close_reason"),
+    *("message", "checks", "close_reason", "seen_in"),
 )

@@ -50,6 +50,7 @@ _EVENT_EXAMPLE: dict[str, Any] = {
     "checks": ["Look at the CPU of payment", "Look for a deploy of payment"],
     "technique": {"tactic_id": "TA0040", "tactic": "Impact", "technique_id": "T1499", "technique": "Endpoint DoS"},
     "close_reason": "",
+    "seen_in": ["default"],
 }
 
 
@@ -125,6 +126,9 @@ class DriftEventOut(_Out):
     checks: list[str]
     technique: TechniqueOut
     close_reason: str
+    seen_in: list[str] = Field(
+        description="Live lanes that had seen the subject by then, `lane` among them; empty: not compared."
+    )
 
 
 def event_out(event: DriftEvent) -> DriftEventOut:

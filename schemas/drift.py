@@ -98,6 +98,7 @@ class DriftEvent(msgspec.Struct, frozen=True):
         edges: edges concerned, at most 50; ``edges_total`` says how many there are.
         risk_score: 0..100. ``confidence``: 0..100, lowered by sampling, loss or little history.
         close_reason: why it ended (``accepted``, ``recovered``, ``returned``), on Close alone.
+        seen_in: live lanes that had seen the subject by then, this one among them, sorted; empty: not compared.
     """
 
     event_id: str
@@ -130,6 +131,7 @@ class DriftEvent(msgspec.Struct, frozen=True):
     message: str
     checks: tuple[str, ...]
     close_reason: str = ""
+    seen_in: tuple[str, ...] = ()
 
     @property
     def subject(self) -> str:

@@ -184,6 +184,7 @@ def to_ocsf(event: DriftEvent) -> DetectionFinding:
                 edges_total=event.edges_total,
                 evidence=event.evidence,
                 checks=event.checks,
+                seen_in=event.seen_in,
             )
         ),
     )
@@ -223,6 +224,7 @@ def from_ocsf(finding: DetectionFinding) -> DriftEvent:
         message=finding.message,
         checks=details.checks,
         close_reason=finding.status_detail or "",
+        seen_in=details.seen_in,
     )
 
 

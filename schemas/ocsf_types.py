@@ -170,8 +170,11 @@ class Remediation(_Ocsf, frozen=True):
     desc: str
 
 
-class DriftDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """What OCSF has no place for, and the evidence once more with its numbers as numbers."""
+class DriftDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What OCSF has no place for, and the evidence once more with its numbers as numbers.
+
+    ``seen_in``: lanes of the tenant that had seen the subject by then; absent where lanes are not compared.
+    """
 
     kind: DriftKind
     lane: str
@@ -185,6 +188,7 @@ class DriftDetails(msgspec.Struct, frozen=True, kw_only=True):
     edges_total: int
     evidence: tuple[Evidence, ...]
     checks: tuple[str, ...]
+    seen_in: tuple[str, ...] = ()
 
 
 class Unmapped(msgspec.Struct, frozen=True):

@@ -54,3 +54,8 @@ def severity_of(risk: int) -> Severity:
 def confidence_of(history: int) -> int:
     """Confidence grows with the windows an expectation rests on, from 40 to 95."""
     return min(95, 40 + 2 * history)
+
+
+def corroborated(confidence: int) -> int:
+    """Confidence in something new that a second lane has seen as well: a source of its own rarely errs alike."""
+    return min(99, confidence + 4)

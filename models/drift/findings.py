@@ -6,7 +6,7 @@ One open finding per fingerprint. An early Create is settled by exactly one Upda
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from models.drift.detection import Detection, severity_of
+from models.drift.detection import Detection, corroborated, severity_of
 from models.drift.incidents import Incident, assign, provisional_incident_id
 from models.explain.sentences import describe
 from schemas.detection import DetectionConfig
@@ -18,6 +18,7 @@ REMOVED_KEPT_WINDOWS = 1_440
 """A removed edge, or a silence, that lasts this long is accepted."""
 _ALERT_FROM = Severity.MEDIUM
 _SILENT_KINDS = frozenset({DriftKind.RATE_DROP, DriftKind.REMOVED_EDGE})
+_NEWS = frozenset({DriftKind.NEW_SERVICE, DriftKind.NEW_EDGE, DriftKind.NEW_PORT, DriftKind.NEW_EXTERNAL_EGRESS})
 _STATISTICAL = frozenset(
     {
         DriftKind.RATE_SURGE,
@@ -48,14 +49,27 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Sight:
+    """Another lane that has what a finding is about, and since when by event time; -1 where that is not known."""
+
+    lane: str
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Scope:
-    """Whose findings these are, and how long a window is."""
+    """Whose findings these are, and how long a window is.
+
+    Attributes:
+        sights: which other lanes have what a detection is about, by name; ``None``: lanes are not compared.
+    """
 
     tenant: str
     lane: str
     generation: int
     window_ms: int
     config: DetectionConfig
+    sights: Callable[[Detection], tuple[Sight, ...]] | None = None
 
 
 @dataclass(slots=True)
@@ -210,6 +224,7 @@ def _event(
 ) -> DriftEvent:
     detection = finding.detection
     start_ms = index * scope.window_ms
+    others = () if scope.sights is None else scope.sights(detection)
     explanation = describe(
         kind=detection.kind,
         src=detection.src,
@@ -223,7 +238,9 @@ def _event(
         close_reason=close_reason,
         window_ms=scope.window_ms,
         first_seen_ms=detection.first_seen_ms,
+        also_seen=tuple((other.lane, other.since_ms) for other in others),
     )
+    is_seen_twice = bool(others) and detection.kind in _NEWS
     return DriftEvent(
         event_id=event_id_of(finding.finding_id, activity, start_ms),
         finding_id=finding.finding_id,
@@ -237,7 +254,7 @@ def _event(
         episode=finding.episode,
         severity=finding.severity,
         risk_score=detection.risk,
-        confidence=detection.confidence,
+        confidence=corroborated(detection.confidence) if is_seen_twice else detection.confidence,
         is_alert=activity is not Activity.CLOSE and finding.severity >= _ALERT_FROM,
         is_early=is_early,
         time_ms=start_ms + scope.window_ms if time_ms is None else time_ms,
@@ -255,4 +272,5 @@ def _event(
         message=explanation.message,
         checks=explanation.checks,
         close_reason=close_reason,
+        seen_in=() if scope.sights is None else tuple(sorted([scope.lane, *(other.lane for other in others)])),
     )

@@ -3,6 +3,7 @@
 Every number comes from the evidence. The text depends on the arguments alone, so a replay writes the same bytes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.explain.checks import checks_for
@@ -77,6 +78,7 @@ def describe(
     close_reason: str = "",
     window_ms: int,
     first_seen_ms: int = -1,
+    also_seen: Sequence[tuple[str, int]] = (),
 ) -> Explanation:
     """Explain one event of a finding.
 
@@ -84,6 +86,7 @@ def describe(
         port, protocol: -1 if unknown. edges: those listed, of ``edges_total``.
         close_reason: why it ended, on Close alone. window_ms: length of the lane's windows.
         first_seen_ms: event time of the first sign, Unix epoch ms; -1 leaves it out.
+        also_seen: other lanes that have the subject, and the event time since when; -1 where that is not known.
     """
     subject = _subject(src, dst, port, protocol)
     sentences = [_opening(activity, close_reason)] if activity is not Activity.CREATE else []
@@ -97,6 +100,8 @@ def describe(
         sentences.append(listing)
     if first_seen_ms >= 0:
         sentences.append(f"First sign at {instant(first_seen_ms)}.")
+    if also_seen:
+        sentences.append(_lanes_sentence(kind, activity, also_seen))
     title = _TITLES[kind].format(subject=subject)
     return Explanation(
         title=f"Closed: {title}" if activity is Activity.CLOSE else title,
@@ -139,6 +144,14 @@ def _evidence_sentence(subject: str, item: Evidence, window_ms: int) -> str:
         facts += f" (window {duration(window_ms)}; {rarity}from {sample} against {history})"
         what = subject
     return f"{what}: {facts}. Detector: {name_of(item.detector)}."
+
+
+def _lanes_sentence(kind: DriftKind, activity: Activity, also_seen: Sequence[tuple[str, int]]) -> str:
+    if kind is DriftKind.REMOVED_EDGE and activity is not Activity.CLOSE:
+        return f"Other lanes that knew it do not see it either: {', '.join(name_of(lane) for lane, _ in also_seen)}."
+    what = "Its source is" if kind in (DriftKind.FAN_OUT_BURST, DriftKind.DENIED_BURST) else "It is"
+    lanes = (name_of(lane) + (f" (since {instant(ms)})" if ms >= 0 else "") for lane, ms in also_seen)
+    return f"{what} also seen in lane {', '.join(lanes)}."
 
 
 def _times(item: Evidence) -> str:

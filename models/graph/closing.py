@@ -13,6 +13,7 @@ from models.drift import structural
 from models.drift.detection import Detection
 from models.drift.findings import Finding
 from models.graph.clock import END_OF_TIME_MS
+from models.graph.corroboration import is_back_elsewhere, is_still_seen, tell_removed
 from models.graph.cutting import columns_of, cut_tenant
 from models.graph.judging import judge_signals, judge_structure
 from models.graph.lane import LaneState
@@ -108,7 +109,7 @@ def _due(lane: LaneState, quiet_floor: int) -> tuple[IntColumn, IntColumn]:
     enough = edge["windows_seen"] >= lane.thresholds("min_history", tenant)
     ripe = edge["known"] & enough & learned[tenant] & ~edge["gone"]
     wait = _removal_wait(lane, tenant, edge["gap_max"])
-    removal = np.where(ripe, last + wait, _NO_DEADLINE)
+    removal = np.where(ripe, np.maximum(last, edge["seen_elsewhere"]) + wait, _NO_DEADLINE)
     busy = np.expm1(edge["mean"][:, CALLS]) >= lane.thresholds("min_calls", tenant)
     drop = np.where(ripe & busy & (edge["gap_max"] == 1) & ~edge["dropped"], last + 1, _NO_DEADLINE)
     return drop, removal
@@ -149,7 +150,7 @@ def _judge_index(lane: LaneState, index: int, output: Output, is_over: bool) -> 
             lane.quiet_floor = max(lane.quiet_floor, index)
         _close_window(lane, table, detections, output, may_drop=not table.incomplete and not is_over)
     if not is_over:
-        _fire_deadlines(lane, index, detections)
+        _fire_deadlines(lane, index, detections, output)
     lane.judged_index = max(lane.judged_index, index)
     last = lane.registry.edge.array["last_index"]
 
@@ -165,19 +166,22 @@ def _judge_index(lane: LaneState, index: int, output: Output, is_over: bool) -> 
             number = lane.registry.edge_number.get((tenant, d.src, d.dst, d.port, d.protocol))
             return NEVER if number is None else int(last[number])
 
+        def has_returned(finding: Finding, tenant: str = tenant) -> bool:
+            return last_index(finding) == index or is_back_elsewhere(lane, tenant, finding.detection)
+
         output.events += state.book.settle(scope, index, detections.get(number, []))
         output.events += state.book.expire(
             scope,
             index,
             is_silent=lambda finding: last_index(finding) < finding.last_evidence_index,
-            returned=lambda finding: last_index(finding) == index,
+            returned=has_returned,
             is_over=is_over,
         )
     if index % _FORGET_EVERY == 0:
         _forget(lane, index)
 
 
-def _fire_deadlines(lane: LaneState, index: int, detections: dict[int, list[Detection]]) -> None:
+def _fire_deadlines(lane: LaneState, index: int, detections: dict[int, list[Detection]], output: Output) -> None:
     if not len(lane.registry):
         return
     edge = lane.registry.edge.array
@@ -190,8 +194,15 @@ def _fire_deadlines(lane: LaneState, index: int, detections: dict[int, list[Dete
             identity = lane.registry.identities[number]
             if identity is None:
                 continue
-            edge[flag][number] = True
             lane.registry.touch(np.array([number]))
+            if kind is DriftKind.REMOVED_EDGE:
+                if is_still_seen(lane, identity, index):
+                    # Told, or kept back once more, when it has been missed for as long again.
+                    output.counts[WITHHELD] += int(edge["seen_elsewhere"][number] <= edge["last_index"][number])
+                    edge["seen_elsewhere"][number] = index
+                    continue
+                tell_removed(lane, identity)
+            edge[flag][number] = True
             detections[int(edge["tenant"][number])].append(
                 structural.judge_silent(
                     kind,

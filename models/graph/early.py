@@ -26,7 +26,8 @@ def raise_early(
 ) -> None:
     """Raise what no record still to come can undo: unknown edges, bursts far beyond any limit still possible."""
     tenant_of = lane.registry.edge.array["tenant"]
-    candidates = [number for number in new if lane.fires_early(int(tenant_of[number]))]
+    vouched = lane.registry.edge.array["vouched"]
+    candidates = [number for number in new if not vouched[number] and lane.fires_early(int(tenant_of[number]))]
     at_edge = numbers[codes] if candidates else codes[:0]  # several codes can stand for one edge
     order = np.argsort(at_edge, kind="stable")
     starts = np.searchsorted(at_edge[order], candidates)

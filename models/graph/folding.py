@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.graph.admission import admit
+from models.graph.corroboration import note
 from models.graph.early import raise_early
 from models.graph.lane import DAY_MS, IntColumn, LaneState
 from models.graph.logic import PRODUCERS_OWN
@@ -141,6 +142,7 @@ def _numbers(lane: LaneState, edges: Sequence[EdgeIdentity], used: IntColumn | N
             cap = lane.detection(identity[0]).max_edges_per_tenant
             found[code], is_new = admit(lane.registry, state, identity, cap, lane.windows)
             if is_new:
+                note(lane, int(found[code]))
                 new.append(int(found[code]))
         if new:
             # An admission can push out another edge of this very record: look again.

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from models.drift import baseline, statistical, structural
 from models.drift.detection import Detection
+from models.graph.corroboration import peers_elsewhere
 from models.graph.cutting import WindowColumns
 from models.graph.lane import LaneState
 from models.graph.registry import pair_of
@@ -102,7 +103,8 @@ def judge_structure(
     edge, service = registry.edge.array, registry.service.array
     calls = chosen[MEASURE_INDEX["calls"]] + chosen[MEASURE_INDEX["late_calls"]]
     unknown: dict[int, list[structural.EdgeFacts]] = defaultdict(list)
-    for row in np.flatnonzero(learned[edge["tenant"][present]] & ~edge["known"][present]).tolist():
+    is_news = learned[edge["tenant"][present]] & ~edge["known"][present] & (edge["vouched"][present] == 0)
+    for row in np.flatnonzero(is_news).tolist():
         number = int(present[row])
         facts = lane.facts(number, int(calls[row]), int(edge["first_seen_ms"][number]))
         unknown[int(edge["tenant"][number])].append(facts)
@@ -120,16 +122,36 @@ def judge_structure(
         (DriftKind.DENIED_BURST, denied[sources], "denied_max", structural.denied_limit),
     ):
         usual = service[usual_name][sources]
-        burst = judged & (observed >= _limits(lane, tenants, usual, limit))
+        limits = _limits(lane, tenants, usual, limit)
+        burst = judged & (observed >= limits)
         for row in np.flatnonzero(burst).tolist():
             number, tenant = int(sources[row]), int(tenants[row])
-            facts_of_source = _source_facts(
-                lane, index, number, int(observed[row]), int(usual[row]), present[np.flatnonzero(src == number)]
-            )
+            edges, seen = present[np.flatnonzero(src == number)], int(observed[row])
+            if kind is DriftKind.FAN_OUT_BURST and lane.beside:
+                edges = _without_peers_of_others(lane, index, number, edges)
+                seen = len(np.unique(edge["dst"][edges]))
+                if seen < limits[row]:
+                    burst[row] = False
+                    continue
+            facts_of_source = _source_facts(lane, index, number, seen, int(usual[row]), edges)
             detections[tenant].append(structural.judge_source(kind, facts_of_source))
         # Only what was no alarm teaches, so that a burst does not make the next one normal.
         teaches = ~burst & (observed > usual)
         service[usual_name][sources[teaches]] = observed[teaches]
+
+
+def _without_peers_of_others(lane: LaneState, index: int, src: int, edges: IntColumn) -> IntColumn:
+    """Leave out a source's edges to peers that are new to this lane alone: another one knew them before this window.
+
+    Peers that an early burst counts are never among them: those nobody vouched for.
+    """
+    edge, names = lane.registry.edge.array, lane.registry.services
+    usual = peers_elsewhere(lane, src, index * lane.config.window_ms)
+    others = (edge["vouched"][edges] > 0) & ~edge["known"][edges]
+    others &= np.array([names[dst][1] in usual for dst in edge["dst"][edges].tolist()], dtype=bool)
+    counted = np.unique(edge["dst"][edges][~others])
+    kept: IntColumn = edges[~others | np.isin(edge["dst"][edges], counted)]
+    return kept
 
 
 def _by_config(lane: LaneState, tenants: IntColumn) -> Iterator[tuple[DetectionConfig, IntColumn | None]]:

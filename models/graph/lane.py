@@ -1,18 +1,21 @@
 """What is known of one lane in one partition. Rows change it (folding.py), and the watermark (closing.py). Pure."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from models.drift import structural
-from models.drift.findings import FindingBook, Scope
+from models.drift.detection import Detection
+from models.drift.findings import FindingBook, Scope, Sight
 from models.graph.admission import TenantEdges
 from models.graph.clock import LaneClock
 from models.graph.logic import LOGIC_VERSION, PRODUCERS_OWN
 from models.graph.naming import Naming
 from models.graph.registry import Registry
+from models.graph.sight import first_sight_ms
 from models.graph.window import WindowTable
 from schemas.detection import DetectionConfig
 from schemas.drift import EdgeRef
@@ -20,6 +23,9 @@ from schemas.tenant_log import EdgeIdentity, LaneConfig
 
 IntColumn = npt.NDArray[np.int64]
 DAY_MS = 86_400_000
+LIVE = "live"
+LAPSE_MS = 30 * DAY_MS
+"""A lane so far behind another is gone: what it had is news again, as with edges that nobody saw for as long."""
 
 
 @dataclass(slots=True)
@@ -28,12 +34,13 @@ class TenantState:
 
     Attributes:
         closed_windows: windows with traffic that have closed; the tenant learns until it has enough.
-        detection: the tenant's own thresholds, from its controls; None takes the lane's.
+        is_newcomer: another live lane had learned the tenant already when this one first heard of it.
     """
 
     closed_windows: int = 0
     edges: TenantEdges = field(default_factory=TenantEdges)
     book: FindingBook = field(default_factory=FindingBook)
+    is_newcomer: bool = False
 
 
 class LaneState:
@@ -44,6 +51,7 @@ class LaneState:
         judged_index: deadlines up to the end of this window have fired.
         quiet_floor: silence before the end of this window counts for nothing: records may be missing.
         logic: the logic version in force, set with every record.
+        beside: the other live lanes (models/graph/corroboration.py), set with every record.
     """
 
     def __init__(self, config: LaneConfig) -> None:
@@ -59,6 +67,7 @@ class LaneState:
         self.detection_of: dict[str, DetectionConfig] = {}
         self.lost = False
         self.logic = LOGIC_VERSION
+        self.beside: tuple[LaneState, ...] = ()
         self._naming = Naming()
 
     def follow(self, logic: int) -> None:
@@ -81,7 +90,9 @@ class LaneState:
         """Return a tenant's state in this lane."""
         state = self.tenants.get(number)
         if state is None:
-            state = self.tenants[number] = TenantState()
+            name = self.registry.tenants[number]
+            is_newcomer = any(other.has_learned_of(name) for other in self.beside)
+            state = self.tenants[number] = TenantState(is_newcomer=is_newcomer)
         return state
 
     def detection(self, tenant: str) -> DetectionConfig:
@@ -97,7 +108,33 @@ class LaneState:
 
     def scope(self, tenant: str) -> Scope:
         """Return whose findings these are."""
-        return Scope(tenant, self.config.name, self.config.generation, self.config.window_ms, self.detection(tenant))
+        return Scope(
+            tenant,
+            self.config.name,
+            self.config.generation,
+            self.config.window_ms,
+            self.detection(tenant),
+            partial(self._sights, tenant) if self.logic >= PRODUCERS_OWN else None,
+        )
+
+    def _sights(self, tenant: str, detection: Detection) -> tuple[Sight, ...]:
+        """Return which other live lanes have seen what a detection is about."""
+        found = (
+            (other.config.name, first_sight_ms(other.registry, tenant, detection))
+            for other in self.beside
+            if not other.is_behind(self.closed_ms, LAPSE_MS)
+        )
+        return tuple(Sight(name, since_ms) for name, since_ms in found if since_ms is not None)
+
+    @property
+    def closed_ms(self) -> int | None:
+        """Return the end of the windows that are closed; ``None`` before the first watermark."""
+        return None if self.closed_index is None else self.closed_index * self.config.window_ms
+
+    def is_behind(self, now_ms: int | None, limit_ms: int) -> bool:
+        """Say whether the windows that are closed end more than ``limit_ms`` before ``now_ms``."""
+        closed_ms = self.closed_ms
+        return now_ms is not None and closed_ms is not None and now_ms - closed_ms > limit_ms
 
     def has_learned(self, number: int) -> bool:
         """Say whether a tenant is past its learning windows."""
@@ -105,6 +142,11 @@ class LaneState:
         return (
             state is not None and state.closed_windows >= self.detection(self.registry.tenants[number]).learning_windows
         )
+
+    def has_learned_of(self, tenant: str) -> bool:
+        """Say the same by name; of a tenant that was never heard of it is false."""
+        number = self.registry.tenant_number.get(tenant)
+        return number is not None and self.has_learned(number)
 
     def fires_early(self, tenant: int) -> bool:
         """Say whether what is new of a tenant may be told before its window closes."""
@@ -129,8 +171,8 @@ class LaneState:
         src, dst = int(edge["src"][number]), int(edge["dst"][number])
         return structural.EdgeFacts(
             ref=EdgeRef(*identity[1:]),
-            src_known=bool(service["known"][src]),
-            dst_known=bool(service["known"][dst]),
+            src_known=bool(service["known"][src] or service["vouched"][src]),
+            dst_known=bool(service["known"][dst] or service["vouched"][dst]),
             pair_known=(src << 32 | dst) in self.registry.known_pairs,
             calls=calls,
             first_ms=first_ms,

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from models.graph import corroboration
 from models.graph.closing import advance, close_all
 from models.graph.folding import fold
 from models.graph.lane import LaneState
@@ -86,6 +87,7 @@ class Machine:
         self.applied = {}
         self.logic = Logic(self.logic.in_force)
         for name in sorted(self.lanes):
+            self.lanes[name].beside = corroboration.beside(self.lanes, self.lanes[name])
             output.extend(close_all(self.lanes[name], "incarnation"))
         return output
 
@@ -150,6 +152,7 @@ class Machine:
                 lane.declare(declared)
                 self.take_settings(lane)
         lane.follow(self.logic.in_force)
+        lane.beside = corroboration.beside(self.lanes, lane)
         lane.clock.idle_expires = self.logic.in_force >= IDLE_EXPIRES
         output = Output()
         if record.rows is not None:

@@ -8,7 +8,8 @@ from schemas.drift import DriftEvent
 from schemas.graph import ClosedWindow
 
 WITHHELD = "withheld"
-"""Count of findings, not rows: removed edges and drops of rates that an incomplete window kept back."""
+"""Count of findings, not rows: removed edges and drops of rates that an incomplete window kept back, and removed edges
+that another lane of the tenant still sees."""
 
 
 @dataclass(frozen=True, slots=True)

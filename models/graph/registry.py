@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.graph.unsettled import Unsettled
 from schemas.ids import is_external
 from schemas.tenant_log import EdgeIdentity, EncodedEdges, encode_edge
 
 SIGNALS = ("calls", "bytes", "errors", "p50", "p95")
 CALLS, BYTES, ERRORS, P50, P95 = range(5)
 NEVER = -1
+VOUCHED_EDGE, VOUCHED_PAIR = 1, 2
+"""Bits of an edge's ``vouched``: another lane had this very edge, or one of the same two services."""
 UNSEEN_MS = 1 << 62
 PAGE_ROWS = 2_048
 """Rows of a page: what a checkpoint writes when one of them has changed. Well under 512 KiB."""
@@ -33,7 +36,9 @@ EDGE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "gap_max": (np.int32, 1, 0),  # largest number of windows from one with traffic to the next
     "windows_seen": (np.int32, 0, 0),
     "dropped": (np.bool_, 0, 0),  # its sudden silence was reported
-    "gone": (np.bool_, 0, 0),  # its removal was reported
+    "gone": (np.bool_, 0, 0),  # its removal was reported, in this lane or another
+    "vouched": (np.uint8, 0, 0),  # what other lanes had when this one saw it first (models/graph/corroboration.py)
+    "seen_elsewhere": (np.int64, NEVER, 0),  # index up to which another lane's sight of it kept its removal back
     "history": (np.int32, 0, len(SIGNALS)),
     "mean": (np.float64, 0, len(SIGNALS)),
     "spread": (np.float64, 0, len(SIGNALS)),
@@ -44,8 +49,9 @@ SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "external": (np.bool_, 0, 0),
     "fan_out_max": (np.int32, 0, 0),
     "denied_max": (np.int64, 0, 0),
+    "vouched": (np.bool_, 0, 0),  # another lane had it when this one saw it first
 }
-COLUMNS_SINCE_4: frozenset[str] = frozenset()
+COLUMNS_SINCE_4 = frozenset({"vouched", "seen_elsewhere"})
 """Columns of edges and services that states before version 4 do not hold (models/graph/snapshot.py)."""
 
 _DENSE_SPAN = 1 << 16
@@ -111,6 +117,7 @@ class Registry:
         self.edge_number: dict[EdgeIdentity, int] = {}
         self.edge = Columns(EDGE_COLUMNS)
         self.known_pairs: set[int] = set()  # as pair_of packs them
+        self.unsettled = Unsettled()
         self._number_of_encoded: dict[bytes, int] = {}  # what edge_number says, by the bytes edges came in
         self._other_spellings: dict[int, list[bytes]] = {}  # ... of an edge whose record does not name it as we do
         self._other_spellings_count = 0
@@ -202,6 +209,7 @@ class Registry:
         columns = self.edge.array
         columns["tenant"][number], columns["src"][number], columns["dst"][number] = tenant, src, dst
         columns["port"][number], columns["protocol"][number] = identity[3], identity[4]
+        self.unsettled.add(src, dst)
         return number
 
     def name_edges(self, named: list[bool]) -> None:
@@ -215,6 +223,11 @@ class Registry:
             for has_edge, tenant, src, dst, port, protocol in zip(named, *columns, strict=True)
         ]
         self.edge_number = {identity: n for n, identity in enumerate(self.identities) if identity is not None}
+        array = self.edge.array
+        unknown = np.flatnonzero(np.array(named, dtype=bool) & ~array["known"][: len(named)])
+        is_vouched = (array["vouched"][unknown] & VOUCHED_PAIR) > 0
+        ends = (array["src"][unknown].tolist(), array["dst"][unknown].tolist())
+        self.unsettled = Unsettled.of(zip(*ends, is_vouched.tolist(), strict=True))
 
     def forget(self, number: int) -> None:
         """Take an edge's name away; its number may be used again once ``release`` is called."""
@@ -226,7 +239,10 @@ class Registry:
             for encoded in (spellings := self._other_spellings.pop(number, [])):
                 del self._number_of_encoded[encoded]
             self._other_spellings_count -= len(spellings)
-            self.edge.array["known"][number] = False
+            columns = self.edge.array
+            if not columns["known"][number]:
+                self.unsettled.take(int(columns["src"][number]), int(columns["dst"][number]))
+            columns["known"][number] = False
             self.edge_pages.add(number // PAGE_ROWS)
 
     def find_known_pairs(self) -> None:
@@ -263,6 +279,8 @@ class Registry:
         columns = self.edge.array
         new = numbers[~columns["known"][numbers].astype(bool)]
         columns["known"][new] = True
+        for src, dst in zip(columns["src"][new].tolist(), columns["dst"][new].tolist(), strict=True):
+            self.unsettled.take(src, dst)
         self.known_pairs.update(pair_of(columns["src"][new], columns["dst"][new]).tolist())
         self.service.array["known"][columns["src"][new]] = True
         self.service.array["known"][columns["dst"][new]] = True

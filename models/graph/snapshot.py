@@ -49,13 +49,14 @@ class _Book(msgspec.Struct):
     episode_floor: int
 
 
-class _Tenant(msgspec.Struct):
+class _Tenant(msgspec.Struct, omit_defaults=True):
     number: int
     closed_windows: int
     count: int
     overflow: int | None
     quarantine: list[tuple[int, int]]
     book: _Book
+    is_newcomer: bool = False
 
 
 class _Member(msgspec.Struct):
@@ -247,7 +248,8 @@ def _tenant(number: int, state: TenantState) -> _Tenant:
         state.book.episode_floor,
     )
     edges = state.edges
-    return _Tenant(number, state.closed_windows, edges.count, edges.overflow, edges.quarantine, book)
+    newcomer = state.is_newcomer
+    return _Tenant(number, state.closed_windows, edges.count, edges.overflow, edges.quarantine, book, newcomer)
 
 
 def _lane(lane: LaneState) -> _Lane:
@@ -366,7 +368,7 @@ def _restore_lane(saved: _Lane, chunks: dict[str, bytes]) -> LaneState:
             tenant.book.episode_floor,
         )
         edges_of = TenantEdges(tenant.count, tenant.overflow, None, tenant.quarantine)
-        lane.tenants[tenant.number] = TenantState(tenant.closed_windows, edges_of, book)
+        lane.tenants[tenant.number] = TenantState(tenant.closed_windows, edges_of, book, tenant.is_newcomer)
     return lane
 
 

@@ -169,6 +169,12 @@ class WindowTable:
         both: IntColumn = self._table[:, :, edge].sum(axis=1)
         return both
 
+    def has_rows_of(self, edge: int) -> bool:
+        """Say whether any row of an edge was folded, late or not."""
+        if edge >= self._table.shape[2]:
+            return False
+        return bool(self._table[[MEASURE_INDEX["flows"], MEASURE_INDEX["late_flows"]], :, edge].any())
+
     def has_rows(self, size: int) -> Mask:
         """Say for the first ``size`` edges whether any row was folded, late or not."""
         found = np.zeros(size, dtype=bool)

@@ -588,6 +588,50 @@ def test_v_service_map_and_top_talkers_sum_the_hour(story: ClickHouse) -> None:
     assert talkers == [("web", 2, 105, 9, 500)]
 
 
+def test_v_tenant_edges_shows_an_edge_once_and_keeps_what_each_lane_counted_apart(story: ClickHouse) -> None:
+    at_ms = HOUR_MS + 60 * MINUTE_MS
+    _write(
+        story,
+        make_window(
+            at_ms,
+            [
+                {"src": "web", "dst": "cart", "calls": 40, "bytes_out": 7, "bytes_out_flows": 1},
+                {"src": "web", "dst": "db"},
+            ],
+            lane="vpc",
+        ),
+    )
+    rollup(story.client, story.database)
+    rows = story.dicts("SELECT * FROM {db}.v_tenant_edges WHERE tenant = 'acme' ORDER BY dst")
+    assert [(row["src"], row["dst"], row["port"], row["protocol"], row["lanes"]) for row in rows] == [
+        ("web", "ads", 8080, 6, ["default"]),
+        ("web", "cart", 8080, 6, ["default", "vpc"]),
+        ("web", "db", 8080, 6, ["vpc"]),
+    ]
+    cart = rows[1]
+    assert cart["first_seen"].timestamp() * 1000 == HOUR_MS
+    assert cart["last_seen"].timestamp() * 1000 == at_ms + MINUTE_MS
+    default, vpc = cart["by_lane"]
+    assert (default["lane"], default["windows"], default["calls"], default["errors"]) == ("default", 2, 100, 9)
+    assert (vpc["lane"], vpc["windows"], vpc["calls"], vpc["errors"], vpc["bytes_out"]) == ("vpc", 1, 40, None, 7)
+    assert vpc["first_seen"].timestamp() * 1000 == at_ms
+
+
+def test_findings_name_the_lanes_of_their_last_event(story: ClickHouse) -> None:
+    later = {"window_start_ms": HOUR_MS + MINUTE_MS, "time_ms": HOUR_MS + 2 * MINUTE_MS}
+    names = {"src": "a", "dst": "b", "incident_id": "incident-2"}
+    _write_events(
+        story,
+        make_event(**names, seen_in=("default",)),
+        make_event(Activity.UPDATE, **names, **later, seen_in=("default", "vpc")),
+    )
+    for view in ("v_findings", "v_open_findings"):
+        rows = story.rows(f"SELECT seen_in FROM {{db}}.{view} WHERE tenant = 'acme' AND src = 'a'")
+        assert rows == [(["default", "vpc"],)], view
+    sources = "SELECT seen_in FROM {db}.drift_events WHERE tenant = 'acme' AND src = 'shop/web' LIMIT 1"
+    assert story.rows(sources) == [([],)], "lanes were not compared"
+
+
 def test_views_show_the_newest_generation_of_a_lane_alone(story: ClickHouse) -> None:
     for view, column in (("v_edges", "src"), ("v_service_map", "src"), ("v_top_talkers", "service")):
         assert story.rows(f"SELECT {column} FROM {{db}}.{view} WHERE tenant = 'acme' AND lane = 'replay:r'") == [
