@@ -173,7 +173,7 @@ _INSTEAD = {
     ),
 }
 CONTROL_FORMAT = "control"
-_SELF_CONTAINED = frozenset({"", "canonical", "canonical-json", "canonical-arrow"})
+_SELF_CONTAINED = frozenset({"", "canonical", "canonical-json", "canonical-arrow", "otlp-traces"})
 """Formats of which a record alone reads the same. In others a line's meaning can hang on the message's first one."""
 
 
