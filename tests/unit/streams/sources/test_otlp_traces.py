@@ -1,6 +1,7 @@
 """What examples of OTLP's spans cannot show: encodings side by side, coordinates, units, bounds, what stays unknown."""
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -437,3 +438,41 @@ def test_what_urls_hide_is_in_no_name_and_no_detail() -> None:
     value = message(span(CLIENT, url__full="http://user:secret@cart:70000/x?token=secret"))
     decoded = OtlpTraces().decode([value])
     assert "secret" not in str(rows(decoded)) and rows(decoded)[0]["dst"] == "shop/cart"
+
+
+KEYS = sorted({key for _, slots in otlp_spans.CALLS.values() for key in slots} | {"http.route", "thread.id"})
+VALUES = (
+    "cart",
+    "",
+    "cart:80",
+    "10.0.0.1",
+    "https://a.example.com/x",
+    "200",
+    "OK",
+    "tcp",
+    0,
+    5,
+    14,
+    404,
+    503,
+    -1,
+    True,
+)
+
+
+def test_random_spans_come_to_the_same_in_both_encodings() -> None:
+    rng = random.Random(11)
+    values = []
+    for number in range(1, 601):
+        made = span(rng.choice([0, 1, 2, 3, 4, 5, 6]), number)
+        made["attributes"] = [attribute(rng.choice(KEYS), rng.choice(VALUES)) for _ in range(rng.randrange(12))]
+        made |= {"status": {"code": rng.randrange(3)}, "flags": rng.choice([0, 0x101, 0x301])}
+        made["parentSpanId"] = rng.choice(["", f"{rng.getrandbits(64):016x}"])
+        made["links"] = [{"traceId": f"{7:032x}", "spanId": f"{1:016x}"}] * rng.randrange(3)
+        made["traceState"] = rng.choice(["", "ot=th:4", "ot=p:21"])
+        values.append(message(made, **{rng.choice(["service.name", "k8s.deployment.name"]): f"s{number % 7}"}))
+    batches = batched(values, 50)
+    plain, proto = OtlpTraces().decode(batches), OtlpTraces().decode(list(map(as_proto, batches)))
+    assert as_seen(plain) == as_seen(proto) and plain.skipped == proto.skipped
+    assert [bad.detail for bad in plain.rejected] == [bad.detail for bad in proto.rejected]
+    assert len(rows(plain)) > 100 and len(plain.rejected) > 50 and set(plain.skipped) >= {"internal", "nested"}
