@@ -20,6 +20,15 @@ class DetectionConfig(msgspec.Struct, frozen=True):
         fan_out_ratio: ... and this many times its largest usual fan-out.
         denied_min: denied calls of one source in a window before a burst is called.
         denied_ratio: ... and this many times its largest usual count.
+        open_after_windows: windows in which a service met somebody new outside the estate, per direction and halved
+            each day, before that is its habit: then one more is no finding, only what is unusual for it is.
+        outside_surge_ratio: calls, callers or bytes from or to the outside worth an event, in times the largest usual
+            of the service; larger is quieter.
+        beacon_min_contacts: contacts of an edge across the border before their regularity is judged; larger finds slow
+            beacons later.
+        beacon_min_hours: ... over at least this time.
+        beacon_max_dispersion: largest variance of their intervals, as a share of what chance would give (0..1), that
+            counts as a clock. 0.15 takes a jitter of half the interval for one, and chance never.
         close_after_windows: windows without new evidence after which a finding closes.
         update_every_windows: a finding that goes on is updated at most this often, unless its severity rises.
         max_edges_per_tenant: cardinality bound; beyond it new edges are summed in ``overflow``.
@@ -38,6 +47,11 @@ class DetectionConfig(msgspec.Struct, frozen=True):
     fan_out_ratio: float = 3.0
     denied_min: int = 20
     denied_ratio: float = 5.0
+    open_after_windows: int = 4
+    outside_surge_ratio: float = 3.0
+    beacon_min_contacts: int = 20
+    beacon_min_hours: float = 6.0
+    beacon_max_dispersion: float = 0.15
     close_after_windows: int = 5
     update_every_windows: int = 15
     max_edges_per_tenant: int = 200_000

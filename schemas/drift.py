@@ -22,6 +22,7 @@ class DriftKind(StrEnum):
     BYTES_SURGE = "bytes_surge"
     ERROR_INCREASE = "error_increase"
     LATENCY_INCREASE = "latency_increase"
+    BEACONING = "beaconing"
 
 
 STRUCTURAL_KINDS = frozenset(
@@ -172,6 +173,7 @@ TECHNIQUES: dict[DriftKind, Technique] = {
     DriftKind.BYTES_SURGE: _EXFILTRATION,
     DriftKind.ERROR_INCREASE: _IMPACT,
     DriftKind.LATENCY_INCREASE: _IMPACT,
+    DriftKind.BEACONING: Technique("TA0011", "Command and Control", "T1071", "Application Layer Protocol"),
 }
 
 

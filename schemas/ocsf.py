@@ -75,6 +75,7 @@ _PATTERNS = {
     DriftKind.BYTES_SURGE: (_VOLUME, "SURGE"),
     DriftKind.ERROR_INCREASE: (_DEVIATION, "INCREASE"),
     DriftKind.LATENCY_INCREASE: (_DEVIATION, "INCREASE"),
+    DriftKind.BEACONING: (_FREQUENCY, "PERIODIC"),
 }
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -6,6 +6,7 @@ One open finding per fingerprint. An early Create is settled by exactly one Upda
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from models.drift.beacon import interval_ms_of
 from models.drift.detection import Detection, corroborated, severity_of
 from models.drift.incidents import Incident, assign, provisional_incident_id
 from models.explain.sentences import describe
@@ -28,8 +29,11 @@ _STATISTICAL = frozenset(
         DriftKind.LATENCY_INCREASE,
         DriftKind.FAN_OUT_BURST,
         DriftKind.DENIED_BURST,
+        DriftKind.BEACONING,
     }
 )
+_BEATS_MISSED = 3
+"""A beacon has stopped after this many intervals without contact."""
 
 
 @dataclass(slots=True)
@@ -164,6 +168,7 @@ class FindingBook:
         index: int,
         is_silent: Callable[[Finding], bool],
         returned: Callable[[Finding], bool],
+        last_contact: Callable[[Finding], int],
         is_over: bool = False,
     ) -> list[DriftEvent]:
         """Close findings whose time has come at the end of window ``index``.
@@ -171,6 +176,7 @@ class FindingBook:
         Attributes:
             is_silent: whether a finding's edge had no traffic since the last evidence.
             returned: whether it had traffic in this window.
+            last_contact: index of the last window in which it had traffic.
             is_over: the input ended within this window: what it lacks ends nothing.
         """
         events = []
@@ -185,6 +191,9 @@ class FindingBook:
                     reason = "unconfirmed"
                 elif kind is DriftKind.RATE_DROP and is_silent(finding):
                     finding.last_evidence_index = index
+                    reason = "accepted" if index - finding.opened_index >= REMOVED_KEPT_WINDOWS else ""
+                elif kind is DriftKind.BEACONING and last_contact(finding) > finding.last_evidence_index:
+                    finding.last_evidence_index = last_contact(finding)
                     reason = "accepted" if index - finding.opened_index >= REMOVED_KEPT_WINDOWS else ""
                 else:
                     reason = "recovered" if kind in _STATISTICAL else "accepted"
@@ -210,7 +219,10 @@ def _fingerprint(scope: Scope, detection: Detection) -> str:
 def _close_index(scope: Scope, finding: Finding) -> int:
     if finding.detection.kind is DriftKind.REMOVED_EDGE:
         return finding.last_evidence_index + REMOVED_KEPT_WINDOWS
-    return finding.last_evidence_index + max(1, scope.config.close_after_windows)
+    wait = max(1, scope.config.close_after_windows)
+    if finding.detection.kind is DriftKind.BEACONING:
+        wait = max(wait, _BEATS_MISSED * -(-interval_ms_of(finding.detection.evidence) // scope.window_ms))
+    return finding.last_evidence_index + wait
 
 
 def _event(

@@ -59,6 +59,11 @@ _CHECKS: dict[DriftKind, tuple[str, ...]] = {
         "Look at CPU, restarts and releases of {dst} since then.",
         "Ask for the root causes of the incident: a slow service slows all that wait for it.",
     ),
+    DriftKind.BEACONING: (
+        "Which software makes these calls, and is it meant to: a monitor, an update check, telemetry, a time server?",
+        "Who owns the end outside, {src} or {dst}, and is it a supplier you know?",
+        "Do size and interval stay the same whatever the load? Then nobody types there: look at what it carries.",
+    ),
 }
 
 

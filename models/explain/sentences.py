@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.explain.checks import checks_for
-from models.explain.wording import duration, edge_of, instant, name_of, number, quantity
+from models.explain.wording import duration, edge_of, instant, name_of, number, port_of, quantity
 from schemas.drift import Activity, DriftKind, EdgeRef, Evidence
 
 MAX_EDGES_NAMED = 5
@@ -36,12 +36,22 @@ _TITLES = {
     DriftKind.BYTES_SURGE: "Data volume of {subject} surged",
     DriftKind.ERROR_INCREASE: "Error ratio of {subject} rose",
     DriftKind.LATENCY_INCREASE: "Latency of {subject} rose",
+    DriftKind.BEACONING: "Clock-like contact {subject}",
+}
+_BORDER_TITLES = {
+    # Of a service with the whole outside: by kind, and whether the outside calls.
+    (DriftKind.NEW_PORT, True): "{subject} newly answers callers outside",
+    (DriftKind.NEW_PORT, False): "New port called outside by {subject}",
+    (DriftKind.RATE_SURGE, True): "Calls from outside to {subject} surged",
+    (DriftKind.RATE_SURGE, False): "Calls to the outside by {subject} surged",
 }
 _FIRST_TIMES = {
     "service_presence": "{subject} took part in calls for the first time",
     "edge_presence": "{subject}: this caller called this service for the first time",
     "port_presence": "{subject}: this port was used for the first time",
     "egress_presence": "{subject}: this destination outside the estate was called for the first time",
+    "exposed_port": "{subject}: a caller outside the estate was answered on this port for the first time",
+    "outside_port": "{subject}: this port was called outside the estate for the first time",
 }
 _SIGNALS = {
     "calls_per_window": "calls in a window",
@@ -53,8 +63,17 @@ _SIGNALS = {
     "fan_out": "distinct peers in a window",
     "denied_per_window": "denied calls in a window",
     "silent_windows": "silence in a row",
+    "outside_callers": "distinct callers from outside in a window",
+    "outside_calls_per_window": "calls across the border in a window",
+    "outside_bytes_per_window": "bytes in a window, the most of any peer outside",
 }
-_SAMPLE_UNITS = {"silent_windows": "windows", "fan_out": "peers"}
+_BEACON = {
+    "interval_dispersion": "variance of the intervals between contacts is {observed} of what chance would give",
+    "contact_interval": "in contact every {observed} on average",
+    "usual_bytes_out": "{observed} sent in each call of most contacts",
+    "usual_bytes_in": "{observed} received in each call of most contacts",
+}
+_SAMPLE_UNITS = {"silent_windows": "windows", "fan_out": "peers", "outside_callers": "peers"}
 """What a sample counts, where it is not calls."""
 _CLOSE_REASONS = {
     "recovered": "Recovered: nothing unusual was seen for long enough. Last evidence:",
@@ -102,7 +121,8 @@ def describe(
         sentences.append(f"First sign at {instant(first_seen_ms)}.")
     if also_seen:
         sentences.append(_lanes_sentence(kind, activity, also_seen))
-    title = _TITLES[kind].format(subject=subject)
+    wording = _TITLES[kind] if src and dst else _BORDER_TITLES.get((kind, not src), _TITLES[kind])
+    title = wording.format(subject=subject)
     return Explanation(
         title=f"Closed: {title}" if activity is Activity.CLOSE else title,
         message=" ".join(sentences),
@@ -112,7 +132,8 @@ def describe(
 
 def _subject(src: str, dst: str, port: int, protocol: int) -> str:
     if not dst or not src:
-        return name_of(src or dst)
+        where = port_of(port, protocol)
+        return name_of(src or dst) + (f" ({where})" if where else "")
     return edge_of(EdgeRef(src, dst, port, protocol))
 
 
@@ -131,7 +152,11 @@ def _more(count: int, noun: str) -> str:
 def _evidence_sentence(subject: str, item: Evidence, window_ms: int) -> str:
     observed, expected = quantity(item.observed, item.unit), quantity(item.expected, item.unit)
     history = f"{quantity(item.history, 'windows')} of history"
-    if item.signal in _FIRST_TIMES:
+    if item.signal in _BEACON:
+        facts = f"{_BEACON[item.signal].format(observed=observed)}, over {duration(item.history * window_ms)}"
+        facts += f" ({quantity(item.sample, 'contacts')} counted)"
+        what = subject
+    elif item.signal in _FIRST_TIMES:
         span = duration(item.history * window_ms)
         facts = f"{observed} seen, expected {expected}, none in {history} ({span})"
         what = _FIRST_TIMES[item.signal].format(subject=subject)

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from models.drift import structural
 from models.drift.detection import Detection
 from models.drift.findings import Finding
+from models.graph import beacons
+from models.graph.border import border_of, judge_border, of_open_services
 from models.graph.clock import END_OF_TIME_MS
 from models.graph.corroboration import is_back_elsewhere, is_still_seen, tell_removed
 from models.graph.cutting import columns_of, cut_tenant
@@ -107,7 +109,7 @@ def _due(lane: LaneState, quiet_floor: int) -> tuple[IntColumn, IntColumn]:
     learned = np.array([lane.has_learned(number) for number in range(len(registry.tenants))] or [False])
     tenant = edge["tenant"]
     enough = edge["windows_seen"] >= lane.thresholds("min_history", tenant)
-    ripe = edge["known"] & enough & learned[tenant] & ~edge["gone"]
+    ripe = edge["known"] & enough & learned[tenant] & ~edge["gone"] & ~of_open_services(lane, slice(size))
     wait = _removal_wait(lane, tenant, edge["gap_max"])
     removal = np.where(ripe, np.maximum(last, edge["seen_elsewhere"]) + wait, _NO_DEADLINE)
     busy = np.expm1(edge["mean"][:, CALLS]) >= lane.thresholds("min_calls", tenant)
@@ -175,6 +177,7 @@ def _judge_index(lane: LaneState, index: int, output: Output, is_over: bool) -> 
             index,
             is_silent=lambda finding: last_index(finding) < finding.last_evidence_index,
             returned=has_returned,
+            last_contact=last_index,
             is_over=is_over,
         )
     if index % _FORGET_EVERY == 0:
@@ -226,10 +229,13 @@ def _close_window(
     tenant_of = edge["tenant"][present]
     learned = np.array([lane.has_learned(number) for number in range(len(registry.tenants))] or [False])
     whole = not table.incomplete
-    withheld = judge_signals(lane, table.index, columns, learned[tenant_of], whole, may_drop, detections)
+    border = border_of(lane, present, columns.chosen)
+    withheld = judge_signals(lane, table.index, columns, border, learned[tenant_of], whole, may_drop, detections)
     if withheld:
         output.counts[WITHHELD] += withheld
-    judge_structure(lane, table.index, present, columns.chosen, learned, detections)
+    judge_structure(lane, table.index, present, columns.chosen, border, learned, detections)
+    judge_border(lane, table.index, present, columns.chosen, border, learned, detections)
+    beacons.follow(lane, table.index, present, columns.chosen, border, learned, detections)
     # Sorted by identity, a tenant's edges are neighbours: cutting them out costs no more with many tenants.
     bounds = [0, *(np.flatnonzero(np.diff(tenant_of)) + 1).tolist(), len(present)]
     rows_of = {int(tenant_of[a]): slice(a, b) for a, b in pairwise(bounds) if a < b}
@@ -244,7 +250,8 @@ def _close_window(
             if edge["tenant"][number] == tenant:
                 window.overflow[:] = sums  # of both sides: whose edges these are is not known, so none can be chosen
         output.windows.append(window)
-    _remember(lane, table.index, present)
+    _remember(lane, table.index, present[~border.scan])
+    _drop_scans(lane, present[border.scan])
     for tenant in tenants:
         state = lane.tenant_state(tenant)
         state.closed_windows += 1
@@ -267,6 +274,22 @@ def _remember(lane: LaneState, index: int, present: IntColumn) -> None:
     edge["gone"][present] = False
     lane.registry.learn(present)
     lane.registry.touch(present)
+
+
+def _drop_scans(lane: LaneState, numbers: IntColumn) -> None:
+    """Forget edges on which nobody outside got an answer, so that scans fill no state."""
+    if not len(numbers):
+        return
+    registry = lane.registry
+    registry.touch(numbers)
+    held = np.zeros(len(numbers), dtype=bool)
+    for window in lane.windows.values():
+        held |= window.have_rows(numbers)  # judged again when that one closes
+    dropped = numbers[~held].tolist()
+    for number in dropped:
+        lane.tenant_state(int(registry.edge.array["tenant"][number])).edges.count -= 1
+        registry.forget(number)
+    registry.release(dropped)
 
 
 def _forget(lane: LaneState, index: int) -> None:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from models.drift import structural
+from models.graph.border import may_open
 from models.graph.lane import IntColumn, LaneState
+from models.graph.logic import PRODUCERS_OWN
 from models.graph.output import Output
 from schemas.detection import DetectionConfig
 from schemas.drift import DriftKind, EdgeRef
@@ -36,14 +38,11 @@ def raise_early(
         tenant = int(tenant_of[number])
         rows = order[start:end]
         at = rows[np.argmin(times[rows])]
-        facts = lane.facts(number, int(columns["calls"][rows].sum()), int(times[at]))
-        state = lane.tenants[tenant]
-        scope = lane.scope(lane.registry.tenants[tenant])
-        for detection in structural.judge_new([facts]):
-            event = state.book.raise_early(scope, int(index[at]), detection, int(times[at]))
-            if event is not None:
-                output.events.append(event)
-        _early_fan_out(lane, output, tenant, number, int(index[at]), int(times[at]))
+        if lane.logic < PRODUCERS_OWN or not _is_from_outside(lane, number):
+            if lane.logic < PRODUCERS_OWN or not _may_be_habit(lane, number, int(index[at])):
+                facts = lane.facts(number, int(columns["calls"][rows].sum()), int(times[at]))
+                _raise_new(lane, output, tenant, facts, int(index[at]), int(times[at]))
+            _early_fan_out(lane, output, tenant, number, int(index[at]), int(times[at]))
     denied = columns["denied"] > 0
     if denied.any():
         # Certain are refusals that the client reported on time: its report is the one chosen, whatever still comes.
@@ -51,6 +50,28 @@ def raise_early(
         denied &= (columns["side"] != SIDE_SERVER) & (times >= lane.closed_index * lane.config.window_ms)
     if denied.any():
         _early_denied(lane, output, numbers, codes[denied], times[denied], index[denied], columns["denied"][denied])
+
+
+def _raise_new(
+    lane: LaneState, output: Output, tenant: int, facts: structural.EdgeFacts, index: int, time_ms: int
+) -> None:
+    scope = lane.scope(lane.registry.tenants[tenant])
+    for detection in structural.judge_new([facts]):
+        event = lane.tenants[tenant].book.raise_early(scope, index, detection, time_ms)
+        if event is not None:
+            output.events.append(event)
+
+
+def _is_from_outside(lane: LaneState, number: int) -> bool:
+    """Say whether an edge's caller is outside: then it is news only if answered, which the closed window shows."""
+    return bool(lane.registry.service.array["external"][lane.registry.edge.array["src"][number]])
+
+
+def _may_be_habit(lane: LaneState, number: int, index: int) -> bool:
+    """Say whether calling strangers outside may be the caller's habit once all windows up to this one have closed."""
+    assert lane.closed_index is not None
+    edge, external = lane.registry.edge.array, lane.registry.service.array["external"]
+    return bool(external[edge["dst"][number]]) and may_open(lane, int(edge["src"][number]), index - lane.closed_index)
 
 
 def _early_fan_out(lane: LaneState, output: Output, tenant: int, number: int, index: int, time_ms: int) -> None:
@@ -99,6 +120,9 @@ def _early_denied(
 ) -> None:
     edge, service = lane.registry.edge.array, lane.registry.service.array
     sums: dict[tuple[int, int], tuple[int, int]] = {}
+    if lane.logic >= PRODUCERS_OWN:
+        ours = ~service["external"][edge["src"][numbers[codes]]].astype(bool)
+        codes, times, index, denied = codes[ours], times[ours], index[ours], denied[ours]
     sources = edge["src"][numbers[codes]].tolist()
     for src, at, count, time_ms in zip(sources, index.tolist(), denied.tolist(), times.tolist(), strict=True):
         before, first_ms = sums.get((src, at), (0, time_ms))

@@ -1,18 +1,19 @@
 """A closed window's rows against what is usual: signals of each edge, and the structure they make. Pure, vectorised."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from models.drift import baseline, statistical, structural
 from models.drift.detection import Detection
+from models.graph.border import Border, open_services
 from models.graph.corroboration import peers_elsewhere
 from models.graph.cutting import WindowColumns
 from models.graph.lane import LaneState
-from models.graph.registry import pair_of
-from schemas.detection import DetectionConfig
+from models.graph.logic import PRODUCERS_OWN
+from models.graph.registry import INBOUND, OUTBOUND, pair_of
+from models.graph.thresholds import by_config, limits_of
 from schemas.drift import DriftKind, EdgeRef
 from schemas.graph import MEASURE_INDEX
 
@@ -26,6 +27,7 @@ def judge_signals(
     lane: LaneState,
     index: int,
     columns: WindowColumns,
+    border: Border,
     learned: Mask,
     whole: bool,
     may_drop: bool,
@@ -58,14 +60,14 @@ def judge_signals(
     mean, spread, history = edge["mean"][present], edge["spread"][present], edge["history"][present]
     scores = baseline.scores_of(values, mean, spread, take("calls"))
     signals = statistical.EdgeSignals(values, mean, spread, scores, history, take("calls"), take("latency_calls"))
-    eligible = learned & on_time & edge["known"][present]
+    eligible = learned & on_time & edge["known"][present] & ~border.open
 
     def identity(row: int) -> tuple[str, str, str, int, int]:
         found = lane.registry.identities[int(present[row])]
         assert found is not None
         return found
 
-    for config, rows in _by_config(lane, edge["tenant"][present]):
+    for config, rows in by_config(lane, edge["tenant"][present]):
         part = signals if rows is None else signals.take(rows)
         may_judge = eligible if rows is None else eligible[rows]
         if not whole:
@@ -95,49 +97,75 @@ def judge_structure(
     index: int,
     present: IntColumn,
     chosen: IntColumn,
+    border: Border,
     learned: Mask,
     detections: dict[int, list[Detection]],
 ) -> None:
     """Unknown edges, fan-out and denials of a closed window; learning tenants only teach."""
-    registry = lane.registry
-    edge, service = registry.edge.array, registry.service.array
+    edge = lane.registry.edge.array
     calls = chosen[MEASURE_INDEX["calls"]] + chosen[MEASURE_INDEX["late_calls"]]
     unknown: dict[int, list[structural.EdgeFacts]] = defaultdict(list)
     is_news = learned[edge["tenant"][present]] & ~edge["known"][present] & (edge["vouched"][present] == 0)
+    is_news &= ~border.scan & ~border.open
     for row in np.flatnonzero(is_news).tolist():
         number = int(present[row])
         facts = lane.facts(number, int(calls[row]), int(edge["first_seen_ms"][number]))
         unknown[int(edge["tenant"][number])].append(facts)
     for tenant, facts_of_tenant in unknown.items():
         detections[tenant] += structural.judge_new(facts_of_tenant)
-    src = edge["src"][present]
-    pairs = np.unique(pair_of(src, edge["dst"][present]))
-    sources, peers = np.unique(pairs >> 32, return_counts=True)
+    _judge_sources(lane, index, present, chosen, border, learned, detections)
+
+
+def _judge_sources(
+    lane: LaneState,
+    index: int,
+    present: IntColumn,
+    chosen: IntColumn,
+    border: Border,
+    learned: Mask,
+    detections: dict[int, list[Detection]],
+) -> None:
+    registry = lane.registry
+    edge, service = registry.edge.array, registry.service.array
+    src, dst = edge["src"][present], edge["dst"][present]
+    # Callers from outside knock at every door: only one that gets into what is not open to them fans out.
+    ordinary = ~border.inbound
+    if border.inbound.any():
+        ordinary |= ~border.unanswered & ~open_services(lane, INBOUND)[dst]
+    pairs = np.unique(pair_of(src, dst)[ordinary])
+    callers, peers = np.unique(pairs >> 32, return_counts=True)
+    sources = np.unique(src)
+    fan_out = np.zeros(len(registry.services), dtype=np.int64)
+    fan_out[callers] = peers
     denied = np.zeros(len(registry.services), dtype=np.int64)
-    np.add.at(denied, src, np.minimum(chosen[MEASURE_INDEX["denied"]], _MAX_DENIED))
+    counted = np.flatnonzero(~border.inbound)
+    np.add.at(denied, src[counted], np.minimum(chosen[MEASURE_INDEX["denied"]][counted], _MAX_DENIED))
     tenants = service["tenant"][sources]
     judged = learned[tenants] & service["known"][sources]
+    habit = open_services(lane, OUTBOUND)[sources] & (lane.logic >= PRODUCERS_OWN)
     for kind, observed, usual_name, limit in (
-        (DriftKind.FAN_OUT_BURST, peers, "fan_out_max", structural.fan_out_limit),
+        (DriftKind.FAN_OUT_BURST, fan_out[sources], "fan_out_max", structural.fan_out_limit),
         (DriftKind.DENIED_BURST, denied[sources], "denied_max", structural.denied_limit),
     ):
         usual = service[usual_name][sources]
-        limits = _limits(lane, tenants, usual, limit)
+        limits = limits_of(lane, tenants, usual, limit)
         burst = judged & (observed >= limits)
         for row in np.flatnonzero(burst).tolist():
             number, tenant = int(sources[row]), int(tenants[row])
-            edges, seen = present[np.flatnonzero(src == number)], int(observed[row])
+            edges, seen = present[np.flatnonzero(ordinary & (src == number))], int(observed[row])
             if kind is DriftKind.FAN_OUT_BURST and lane.beside:
                 edges = _without_peers_of_others(lane, index, number, edges)
                 seen = len(np.unique(edge["dst"][edges]))
                 if seen < limits[row]:
                     burst[row] = False
                     continue
-            facts_of_source = _source_facts(lane, index, number, seen, int(usual[row]), edges)
-            detections[tenant].append(structural.judge_source(kind, facts_of_source))
-        # Only what was no alarm teaches, so that a burst does not make the next one normal.
-        teaches = ~burst & (observed > usual)
-        service[usual_name][sources[teaches]] = observed[teaches]
+            facts = _source_facts(lane, index, number, seen, int(usual[row]), edges)
+            detections[tenant].append(structural.judge_source(kind, facts))
+        # What was an alarm teaches nothing, so that a burst does not make the next one normal; but whoever meets
+        # strangers by habit is told of once, not day by day.
+        taught = np.where(burst, np.where(habit, limits.astype(np.int64), usual), observed)
+        teaches = taught > usual
+        service[usual_name][sources[teaches]] = taught[teaches]
 
 
 def _without_peers_of_others(lane: LaneState, index: int, src: int, edges: IntColumn) -> IntColumn:
@@ -152,30 +180,6 @@ def _without_peers_of_others(lane: LaneState, index: int, src: int, edges: IntCo
     counted = np.unique(edge["dst"][edges][~others])
     kept: IntColumn = edges[~others | np.isin(edge["dst"][edges], counted)]
     return kept
-
-
-def _by_config(lane: LaneState, tenants: IntColumn) -> Iterator[tuple[DetectionConfig, IntColumn | None]]:
-    """Yield the thresholds in force with the rows of ``tenants`` (numbers) they hold for; None is all rows."""
-    if not lane.detection_of:
-        yield lane.config.detection, None
-        return
-    own = [number for number in np.unique(tenants).tolist() if lane.registry.tenants[number] in lane.detection_of]
-    yield lane.config.detection, np.flatnonzero(~np.isin(tenants, own))
-    for number in own:
-        yield lane.detection(lane.registry.tenants[number]), np.flatnonzero(tenants == number)
-
-
-def _limits(
-    lane: LaneState, tenants: IntColumn, usual: IntColumn, limit: Callable[[DetectionConfig, int], float]
-) -> npt.NDArray[np.float64]:
-    """Return the limit of each source; few values of ``usual`` differ, so each is asked for once."""
-    limits = np.empty(len(usual))
-    for config, rows in _by_config(lane, tenants):
-        mine = usual if rows is None else usual[rows]
-        values, codes = np.unique(mine, return_inverse=True)
-        of_value = np.array([limit(config, value) for value in values.tolist()], dtype=np.float64)
-        limits[slice(None) if rows is None else rows] = of_value[codes]
-    return limits
 
 
 def _source_facts(

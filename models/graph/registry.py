@@ -23,6 +23,32 @@ UNSEEN_MS = 1 << 62
 PAGE_ROWS = 2_048
 """Rows of a page: what a checkpoint writes when one of them has changed. Well under 512 KiB."""
 
+_RUN_COLUMNS: dict[str, tuple[type, int, int]] = {
+    # Contact across the estate's border, counted while it goes on (models/graph/beacons.py):
+    "run_from": (np.int64, NEVER, 0),  # index of the window with the first contact of the run
+    "run_gaps": (np.int16, 0, 0),  # how many intervals between windows with contact are summed up below
+    "run_windows": (np.int32, 0, 0),  # sum of the intervals
+    "run_squares": (np.int64, 0, 0),  # sum of their squares
+    "run_calls": (np.int32, 0, 0),  # sum of the calls of a window
+    "run_call_squares": (np.int64, 0, 0),  # sum of their squares
+    "size_out": (np.int32, -1, 0),  # bytes a call that most windows agree on, -1 unknown
+    "size_in": (np.int32, -1, 0),
+    "size_votes": (np.int16, 0, 0),  # windows that agree less those that do not
+    "beaconing": (np.bool_, 0, 0),  # was reported
+}
+_HABIT_COLUMNS: dict[str, tuple[type, int, int]] = {
+    # Habits with the outside, by direction (models/graph/border.py); the first window with news brings them to 0:
+    "in_news": (np.int32, -1, 0),  # windows with a new caller from outside, halved each day
+    "in_port_news": (np.int32, -1, 0),  # ... that was answered on a port new to the outside
+    "out_news": (np.int32, -1, 0),
+    "out_port_news": (np.int32, -1, 0),
+    "news_day": (np.int32, -1, 0),  # when they were halved
+    "in_peers_max": (np.int32, 0, 0),  # most callers from outside in a window
+    "in_calls_max": (np.int64, 0, 0),
+    "in_bytes_max": (np.int64, 0, 0),  # largest volume of one edge in a window
+    "out_calls_max": (np.int64, 0, 0),
+    "out_bytes_max": (np.int64, 0, 0),
+}
 EDGE_COLUMNS: dict[str, tuple[type, int, int]] = {
     # name: (type, fill, width)
     "tenant": (np.int32, 0, 0),
@@ -42,6 +68,7 @@ EDGE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "history": (np.int32, 0, len(SIGNALS)),
     "mean": (np.float64, 0, len(SIGNALS)),
     "spread": (np.float64, 0, len(SIGNALS)),
+    **_RUN_COLUMNS,
 }
 SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "tenant": (np.int32, 0, 0),
@@ -50,13 +77,16 @@ SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "fan_out_max": (np.int32, 0, 0),
     "denied_max": (np.int64, 0, 0),
     "vouched": (np.bool_, 0, 0),  # another lane had it when this one saw it first
+    **_HABIT_COLUMNS,
 }
-COLUMNS_SINCE_4 = frozenset({"vouched", "seen_elsewhere"})
+COLUMNS_SINCE_4 = frozenset({"vouched", "seen_elsewhere", *_RUN_COLUMNS, *_HABIT_COLUMNS})
 """Columns of edges and services that states before version 4 do not hold (models/graph/snapshot.py)."""
 
 _DENSE_SPAN = 1 << 16
 _OTHER_SPELLINGS = 200_000
 """Ways of writing an edge, other than by its names, that are remembered; beyond it they are looked up anew."""
+INBOUND, OUTBOUND = 0, 1
+"""Who calls across the estate's border: somebody outside, or a service of the estate."""
 
 
 def distinct(values: npt.NDArray[np.int64]) -> list[int]:
@@ -74,6 +104,19 @@ def pair_of(src: npt.NDArray[Any], dst: npt.NDArray[Any]) -> npt.NDArray[np.int6
     """Pack numbers of services, or ranks, into one integer that sorts by ``src``, then ``dst``."""
     packed: npt.NDArray[np.int64] = src.astype(np.int64) << 32 | dst
     return packed
+
+
+def port_key(
+    service: npt.NDArray[Any], direction: int, port: npt.NDArray[Any], protocol: npt.NDArray[Any]
+) -> npt.NDArray[np.int64]:
+    """Pack a service's number, a direction across the border, port and protocol into one integer.
+
+    Shapes:
+        service, port (-1..65,535), protocol (-2..255), returned: ``(N,)``.
+    """
+    where = service.astype(np.int64) << 1 | direction
+    key: npt.NDArray[np.int64] = (where << 17 | (port.astype(np.int64) + 1)) << 9 | (protocol + 2)
+    return key
 
 
 class Columns:
@@ -118,6 +161,7 @@ class Registry:
         self.edge = Columns(EDGE_COLUMNS)
         self.known_pairs: set[int] = set()  # as pair_of packs them
         self.unsettled = Unsettled()
+        self.known_ports: set[int] = set()  # ports used across the border by known edges, as port_key packs them
         self._number_of_encoded: dict[bytes, int] = {}  # what edge_number says, by the bytes edges came in
         self._other_spellings: dict[int, list[bytes]] = {}  # ... of an edge whose record does not name it as we do
         self._other_spellings_count = 0
@@ -246,10 +290,20 @@ class Registry:
             self.edge_pages.add(number // PAGE_ROWS)
 
     def find_known_pairs(self) -> None:
-        """Set ``known_pairs`` by the edges that are known: after a restore, or once some were forgotten."""
+        """Set ``known_pairs`` and ``known_ports`` by the known edges: after a restore, or once some were forgotten."""
         columns = self.edge.array
         known = np.flatnonzero(columns["known"][: len(self)])
         self.known_pairs = set(pair_of(columns["src"][known], columns["dst"][known]).tolist())
+        self.known_ports = set(self._border_ports(known))
+
+    def _border_ports(self, numbers: npt.NDArray[np.int64]) -> list[int]:
+        columns, external = self.edge.array, self.service.array["external"]
+        keys: list[int] = []
+        for direction, inside, outside in ((INBOUND, "dst", "src"), (OUTBOUND, "src", "dst")):
+            some = numbers[external[columns[outside][numbers]].astype(bool)]
+            service, port, protocol = (columns[name][some] for name in (inside, "port", "protocol"))
+            keys += port_key(service, direction, port, protocol).tolist()
+        return keys
 
     def release(self, numbers: Iterable[int]) -> None:
         """Let the numbers of forgotten edges be used again."""
@@ -282,5 +336,6 @@ class Registry:
         for src, dst in zip(columns["src"][new].tolist(), columns["dst"][new].tolist(), strict=True):
             self.unsettled.take(src, dst)
         self.known_pairs.update(pair_of(columns["src"][new], columns["dst"][new]).tolist())
+        self.known_ports.update(self._border_ports(new))
         self.service.array["known"][columns["src"][new]] = True
         self.service.array["known"][columns["dst"][new]] = True

@@ -182,6 +182,14 @@ class WindowTable:
         found[: known.shape[2]] = (known[MEASURE_INDEX["flows"]] + known[MEASURE_INDEX["late_flows"]]).any(axis=0)
         return found
 
+    def have_rows(self, edges: IntColumn) -> Mask:
+        """Say for some edges whether any row was folded, late or not."""
+        found = np.zeros(len(edges), dtype=bool)
+        inside = edges < self._table.shape[2]
+        for name in ("flows", "late_flows"):
+            found[inside] |= self._table[MEASURE_INDEX[name]][:, edges[inside]].any(axis=0)
+        return found
+
     def chosen(self, capacity: int) -> tuple[IntColumn, IntColumn, Mask]:
         """Choose one side per edge: the client's where it reported on time, else the server's.
 

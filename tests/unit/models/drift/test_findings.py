@@ -20,7 +20,7 @@ def detection(name: str, kind: DriftKind = DriftKind.NEW_SERVICE, risk: int = 30
 
 
 def close(book: FindingBook, index: int) -> list[str]:
-    events = book.expire(SCOPE, index, is_silent=lambda _: False, returned=lambda _: False)
+    events = book.expire(SCOPE, index, is_silent=lambda _: False, returned=lambda _: False, last_contact=lambda _: -1)
     return [event.close_reason for event in events]
 
 
