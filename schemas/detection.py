@@ -55,3 +55,15 @@ class DetectionConfig(msgspec.Struct, frozen=True):
     close_after_windows: int = 5
     update_every_windows: int = 15
     max_edges_per_tenant: int = 200_000
+
+
+THRESHOLDS_SINCE_4 = frozenset(
+    {
+        "open_after_windows",
+        "outside_surge_ratio",
+        "beacon_min_contacts",
+        "beacon_min_hours",
+        "beacon_max_dispersion",
+    }
+)
+"""Thresholds that states before version 4 hold only if they differ from their defaults (models/graph/snapshot.py)."""

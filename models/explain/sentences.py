@@ -66,14 +66,19 @@ _SIGNALS = {
     "outside_callers": "distinct callers from outside in a window",
     "outside_calls_per_window": "calls across the border in a window",
     "outside_bytes_per_window": "bytes in a window, the most of any peer outside",
+    "interval_dispersion": "variance of the intervals between contacts as a share of chance",
 }
 _BEACON = {
-    "interval_dispersion": "variance of the intervals between contacts is {observed} of what chance would give",
     "contact_interval": "in contact every {observed} on average",
     "usual_bytes_out": "{observed} sent in each call of most contacts",
     "usual_bytes_in": "{observed} received in each call of most contacts",
 }
-_SAMPLE_UNITS = {"silent_windows": "windows", "fan_out": "peers", "outside_callers": "peers"}
+_SAMPLE_UNITS = {
+    "silent_windows": "windows",
+    "fan_out": "peers",
+    "outside_callers": "peers",
+    "interval_dispersion": "contacts",
+}
 """What a sample counts, where it is not calls."""
 _CLOSE_REASONS = {
     "recovered": "Recovered: nothing unusual was seen for long enough. Last evidence:",

@@ -230,6 +230,8 @@ def _close_window(
     learned = np.array([lane.has_learned(number) for number in range(len(registry.tenants))] or [False])
     whole = not table.incomplete
     border = border_of(lane, present, columns.chosen)
+    # Scans of the edge before this window leave no trace, whether they were forgotten meanwhile or not.
+    edge["first_seen_ms"][present[border.inbound & ~edge["known"][present]]] = table.index * lane.config.window_ms
     withheld = judge_signals(lane, table.index, columns, border, learned[tenant_of], whole, may_drop, detections)
     if withheld:
         output.counts[WITHHELD] += withheld

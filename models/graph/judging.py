@@ -56,7 +56,7 @@ def judge_signals(
         p50,
         p95,
     )
-    values[~on_time] = np.nan
+    values[~on_time | border.scan] = np.nan
     mean, spread, history = edge["mean"][present], edge["spread"][present], edge["history"][present]
     scores = baseline.scores_of(values, mean, spread, take("calls"))
     signals = statistical.EdgeSignals(values, mean, spread, scores, history, take("calls"), take("latency_calls"))

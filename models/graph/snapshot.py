@@ -25,6 +25,7 @@ from models.graph.machine import Machine
 from models.graph.registry import COLUMNS_SINCE_4, PAGE_ROWS, Columns
 from models.graph.taken import TakenOrigins
 from models.graph.window import WindowTable
+from schemas.detection import THRESHOLDS_SINCE_4, DetectionConfig
 from schemas.errors import CheckpointError, WireFormatError
 from schemas.tenant_log import LaneConfig, Positions, pack_positions, unpack_positions
 
@@ -36,6 +37,9 @@ FIRST_VERSION = 1
 TAKEN_PAGE = 32_768
 """Positions in one chunk: 256 KiB where they lie as far apart as can be."""
 
+_FirstThresholds = msgspec.defstruct(
+    "FirstThresholds", [name for name in DetectionConfig.__struct_fields__ if name not in THRESHOLDS_SINCE_4]
+)
 IntColumn = npt.NDArray[np.int64]
 PackedArray = tuple[str, list[int], bytes]
 
@@ -255,7 +259,7 @@ def _tenant(number: int, state: TenantState) -> _Tenant:
 def _lane(lane: LaneState) -> _Lane:
     clock = lane.clock
     return _Lane(
-        config=lane.config,
+        config=_config(lane),
         members=[_Member(*key, clock.members[key]) for key in sorted(clock.members)],
         as_of_ms=clock.as_of_ms,
         watermark_ms=clock.watermark_ms,
@@ -271,6 +275,15 @@ def _lane(lane: LaneState) -> _Lane:
         windows=sorted(lane.windows),
         tenant_states=sorted(lane.tenants),
     )
+
+
+def _config(lane: LaneState) -> LaneConfig:
+    """Return what is written of a lane's declaration: before version 4 without thresholds that decide nothing yet."""
+    detection, default = lane.config.detection, DetectionConfig()
+    if lane.logic >= PRODUCERS_OWN or any(getattr(detection, n) != getattr(default, n) for n in THRESHOLDS_SINCE_4):
+        return lane.config
+    kept = {name: getattr(detection, name) for name in _FirstThresholds.__struct_fields__}
+    return msgspec.structs.replace(lane.config, detection=_FirstThresholds(**kept))
 
 
 def restore(chunks: dict[str, bytes], can_run: int = LOGIC_VERSION) -> Machine:

@@ -190,6 +190,7 @@ class ScaledCheck:
             self._place(closed)
             slices = self._slices()
             self._sum(slices, tenants)
+            self._ask(f"CREATE VIEW $s.seen AS {self._queries['table: seen']}")
             for name in ("windows", "first_of_edge", "first_of_pair", "first_of_service", "findings", "input"):
                 self._ask(f"CREATE TABLE $s.{name} ENGINE = Memory AS {self._queries[f'table: {name}']}")
             self._suspect(slices, tenants)

@@ -90,24 +90,32 @@ SELECT tenant, window_ms, count() AS edges, window_ms + {window_ms:Int64} AS end
     rank() OVER (PARTITION BY tenant ORDER BY window_ms) <= {learning_windows:UInt32} AS is_learning
 FROM $s.edges GROUP BY tenant, window_ms
 
+-- table: seen
+-- Calls from outside that nobody answered show nothing: all denied, none known to have succeeded, or no way back.
+SELECT * FROM $s.edges WHERE NOT (startsWith(src, 'ext:') AND calls > 0 AND ifNull(bytes_in, 0) = 0 AND (
+    denied_flows > 0 AND denied >= calls OR error_flows > 0 AND errors >= if(error_flows = flows, calls, error_flows)
+    OR error_flows = 0 AND bytes_in_flows + packets_in_flows > 0 AND ifNull(packets_in, 0) = 0))
+
 -- table: first_of_edge
-SELECT $edge, min(window_ms) FROM $s.edges GROUP BY ALL
+SELECT $edge, min(window_ms) FROM $s.seen GROUP BY ALL
 
 -- table: first_of_pair
-SELECT tenant, src, dst, min(window_ms) FROM $s.edges GROUP BY ALL
+SELECT tenant, src, dst, min(window_ms) FROM $s.seen GROUP BY ALL
 
 -- table: first_of_service
-SELECT tenant, name, min(window_ms) FROM $s.edges ARRAY JOIN [src, dst] AS name GROUP BY ALL
+SELECT tenant, name, min(window_ms) FROM $s.seen ARRAY JOIN [src, dst] AS name GROUP BY ALL
 
 -- table: findings
 -- A new service is one finding that lists its edges; a known pair gets a new port; the rest is a new edge or egress.
+-- No service here meets strangers outside by habit, of which each would be none: there are too few (open_after_windows).
 WITH ('', '', '', 0, 0) AS none, startsWith(e.dst, 'ext:') AS is_out,
     NOT startsWith(e.src, 'ext:') AND (tenant, e.src, window_ms) IN $s.first_of_service AS is_new_src,
     NOT is_out AND (tenant, e.dst, window_ms) IN $s.first_of_service AS is_new_dst,
     (tenant, e.src, e.dst, window_ms) IN $s.first_of_pair AS is_new_pair
 SELECT tenant, subject.1 AS kind, subject.2 AS src, subject.3 AS dst, subject.4 AS port, subject.5 AS protocol, window_ms,
-    count() AS edges_total, sum(e.calls + e.late_calls) AS calls, min(_first_ms) AS first_ms, 1 AS findings, 0 AS early
-FROM $s.edges AS e ARRAY JOIN arrayDistinct(arrayFilter(news -> news.1 != '', [
+    count() AS edges_total, sum(e.calls + e.late_calls) AS calls,
+    min(if(startsWith(e.src, 'ext:'), window_ms, _first_ms)) AS first_ms, 1 AS findings, 0 AS early
+FROM $s.seen AS e ARRAY JOIN arrayDistinct(arrayFilter(news -> news.1 != '', [
     if(is_new_src, ('new_service', e.src, '', -1, -1), none), if(is_new_dst, ('new_service', e.dst, '', -1, -1), none),
     multiIf(NOT is_new_pair, ('new_port', e.src, e.dst, e.port, e.protocol),
         is_out, ('new_external_egress', e.src, e.dst, -1, -1),

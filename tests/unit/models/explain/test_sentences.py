@@ -26,6 +26,7 @@ SIGNALS = {
     DriftKind.BYTES_SURGE: ("bytes_per_window", "bytes", "robust-z"),
     DriftKind.ERROR_INCREASE: ("error_ratio", "ratio", "robust-z"),
     DriftKind.LATENCY_INCREASE: ("latency_p95_us", "us", "robust-z"),
+    DriftKind.BEACONING: ("interval_dispersion", "ratio", "beacon"),
 }
 
 
