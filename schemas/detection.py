@@ -1,5 +1,7 @@
 """Thresholds of detection. They travel in ``tenant-log`` with the lane, so a replay judges alike."""
 
+from typing import cast, get_type_hints
+
 import msgspec
 
 
@@ -32,6 +34,14 @@ class DetectionConfig(msgspec.Struct, frozen=True):
         close_after_windows: windows without new evidence after which a finding closes.
         update_every_windows: a finding that goes on is updated at most this often, unless its severity rises.
         max_edges_per_tenant: cardinality bound; beyond it new edges are summed in ``overflow``.
+        loss_quiet_windows: after the last sign that a source loses data, removed edges and drops stay withheld for so
+            many windows; larger is more careful.
+        loss_min_records: records a source must say it lost in a window to be losing; unknown numbers are enough.
+        late_min_share: share of a window's rows that come late (0..1) from which a source lags; 1 is never.
+        late_min_rows: ... and so many of them at least.
+        silent_host_min_windows: a host that reported regularly is silent after so many windows without it ...
+        silent_host_silences: ... and this many times its usual gap.
+        silent_host_max_windows: a host that stays silent for so much longer is gone for good, and is forgotten.
     """
 
     learning_windows: int = 10
@@ -55,6 +65,13 @@ class DetectionConfig(msgspec.Struct, frozen=True):
     close_after_windows: int = 5
     update_every_windows: int = 15
     max_edges_per_tenant: int = 200_000
+    loss_quiet_windows: int = 5
+    loss_min_records: int = 1
+    late_min_share: float = 0.05
+    late_min_rows: int = 20
+    silent_host_min_windows: int = 3
+    silent_host_silences: int = 3
+    silent_host_max_windows: int = 60
 
 
 THRESHOLDS_SINCE_4 = frozenset(
@@ -64,6 +81,30 @@ THRESHOLDS_SINCE_4 = frozenset(
         "beacon_min_contacts",
         "beacon_min_hours",
         "beacon_max_dispersion",
+        "loss_quiet_windows",
+        "loss_min_records",
+        "late_min_share",
+        "late_min_rows",
+        "silent_host_min_windows",
+        "silent_host_silences",
+        "silent_host_max_windows",
     }
 )
-"""Thresholds that states before version 4 hold only if they differ from their defaults (models/graph/snapshot.py)."""
+"""Thresholds that decide something from logic version 3 on; workers before do not know them."""
+_FirstThresholds = msgspec.defstruct(
+    "FirstThresholds",
+    [(name, kind) for name, kind in get_type_hints(DetectionConfig).items() if name not in THRESHOLDS_SINCE_4],
+    frozen=True,
+)
+
+
+def thresholds_as_known_before(detection: DetectionConfig) -> DetectionConfig:
+    """Return what to write of thresholds where logic version 3 is not in force: as workers before wrote it.
+
+    Thresholds that they do not know are kept only if one of them says something new. Only to be encoded.
+    """
+    default = DetectionConfig()
+    if any(getattr(detection, name) != getattr(default, name) for name in THRESHOLDS_SINCE_4):
+        return detection
+    kept = {name: getattr(detection, name) for name in _FirstThresholds.__struct_fields__}
+    return cast(DetectionConfig, _FirstThresholds(**kept))

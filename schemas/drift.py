@@ -23,6 +23,10 @@ class DriftKind(StrEnum):
     ERROR_INCREASE = "error_increase"
     LATENCY_INCREASE = "latency_increase"
     BEACONING = "beaconing"
+    TELEMETRY_LOSS = "telemetry_loss"
+    SAMPLING_CHANGE = "sampling_change"
+    SILENT_HOST = "silent_host"
+    DELIVERY_LAG = "delivery_lag"
 
 
 STRUCTURAL_KINDS = frozenset(
@@ -36,6 +40,14 @@ STRUCTURAL_KINDS = frozenset(
         DriftKind.DENIED_BURST,
     }
 )
+
+
+TELEMETRY_KINDS = frozenset(
+    {DriftKind.TELEMETRY_LOSS, DriftKind.SAMPLING_CHANGE, DriftKind.SILENT_HOST, DriftKind.DELIVERY_LAG}
+)
+"""Kinds that are about the source of flows, not about the flows: while one is open, what it makes doubtful is withheld.
+Their subject is a host that reports (``host:NAME``), or the whole lane (``lane:NAME``)."""
+HOST_SUBJECT, LANE_SUBJECT = "host:", "lane:"
 
 
 class Severity(IntEnum):
@@ -160,6 +172,7 @@ _SCAN = Technique("TA0007", "Discovery", "T1046", "Network Service Discovery")
 _EXFILTRATION = Technique("TA0010", "Exfiltration", "T1048", "Exfiltration Over Alternative Protocol")
 _IMPACT = Technique("TA0040", "Impact", "T1499", "Endpoint Denial of Service")
 _STOP = Technique("TA0040", "Impact", "T1489", "Service Stop")
+_BLINDED = Technique("TA0005", "Defense Evasion", "T1562.006", "Indicator Blocking")
 TECHNIQUES: dict[DriftKind, Technique] = {
     DriftKind.NEW_SERVICE: _LATERAL,
     DriftKind.NEW_EDGE: _LATERAL,
@@ -174,6 +187,10 @@ TECHNIQUES: dict[DriftKind, Technique] = {
     DriftKind.ERROR_INCREASE: _IMPACT,
     DriftKind.LATENCY_INCREASE: _IMPACT,
     DriftKind.BEACONING: Technique("TA0011", "Command and Control", "T1071", "Application Layer Protocol"),
+    DriftKind.TELEMETRY_LOSS: _BLINDED,
+    DriftKind.SAMPLING_CHANGE: _BLINDED,
+    DriftKind.SILENT_HOST: _BLINDED,
+    DriftKind.DELIVERY_LAG: _BLINDED,
 }
 
 

@@ -12,6 +12,7 @@ from schemas.drift import (
     ATTACK_VERSION,
     STRUCTURAL_KINDS,
     TECHNIQUES,
+    TELEMETRY_KINDS,
     Activity,
     DriftEvent,
     DriftKind,
@@ -19,7 +20,7 @@ from schemas.drift import (
     Severity,
 )
 from schemas.errors import WireFormatError
-from schemas.ocsf_edges import artifact_of, edge_of, observables_of, resources_of
+from schemas.ocsf_edges import artifact_of, edge_of, observables_of, resources_of, target_type
 from schemas.ocsf_types import (
     CATEGORY_NAME,
     CATEGORY_UID,
@@ -76,6 +77,10 @@ _PATTERNS = {
     DriftKind.ERROR_INCREASE: (_DEVIATION, "INCREASE"),
     DriftKind.LATENCY_INCREASE: (_DEVIATION, "INCREASE"),
     DriftKind.BEACONING: (_FREQUENCY, "PERIODIC"),
+    DriftKind.TELEMETRY_LOSS: (_VOLUME, "DROP"),
+    DriftKind.SAMPLING_CHANGE: (_DEVIATION, "CHANGE"),
+    DriftKind.SILENT_HOST: (_FREQUENCY, "ABSENT"),
+    DriftKind.DELIVERY_LAG: (_DEVIATION, "DELAY"),
 }
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -237,7 +242,7 @@ def _confidence(score: int) -> tuple[int, str]:
 
 def _finding_info(event: DriftEvent) -> FindingInfo:
     technique = TECHNIQUES[event.kind]
-    type_id, type_name = _RULE if event.kind in STRUCTURAL_KINDS else _STATISTICAL
+    type_id, type_name = _RULE if event.kind in STRUCTURAL_KINDS | TELEMETRY_KINDS else _STATISTICAL
     is_create = event.activity is Activity.CREATE
     return FindingInfo(
         uid=event.finding_id,
@@ -282,7 +287,7 @@ def _anomaly_analyses(event: DriftEvent) -> tuple[AnomalyAnalysis, ...]:
             observations=(observation,),
         )
 
-    target = AnalysisTarget(name=event.subject, type="Service Edge" if event.src and event.dst else "Service")
+    target = AnalysisTarget(name=event.subject, type=target_type(event))
     return (
         AnomalyAnalysis(
             analysis_targets=(target,),

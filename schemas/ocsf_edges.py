@@ -3,7 +3,7 @@
 import ipaddress
 import re
 
-from schemas.drift import STRUCTURAL_KINDS, DriftEvent, EdgeRef
+from schemas.drift import HOST_SUBJECT, STRUCTURAL_KINDS, TELEMETRY_KINDS, DriftEvent, EdgeRef
 from schemas.flow import PROTOCOL_NAMES, UNKNOWN
 from schemas.ids import EXTERNAL_PREFIX, is_external
 from schemas.ocsf_types import ConnectionInfo, Endpoint, EvidenceArtifact, Observable, Resource
@@ -62,8 +62,21 @@ def edge_of(artifact: EvidenceArtifact) -> EdgeRef:
     )
 
 
+def target_type(event: DriftEvent) -> str:
+    """Return what a finding is about: an edge, a service, or the source of flows."""
+    if event.kind in TELEMETRY_KINDS:
+        return "Host" if event.src.startswith(HOST_SUBJECT) else "Log Source"
+    return "Service Edge" if event.src and event.dst else "Service"
+
+
 def resources_of(event: DriftEvent) -> tuple[Resource, ...]:
-    """Return the services of the estate that the finding is about; what lies outside is an endpoint, no resource."""
+    """Return the services of the estate that the finding is about; what lies outside is an endpoint, no resource.
+
+    Of a finding about a source: the host that reports, or the lane.
+    """
+    if event.kind in TELEMETRY_KINDS:
+        role_id, role = _AFFECTED
+        return (Resource(uid=event.src, name=event.src, type=target_type(event), role_id=role_id, role=role),)
     src_role = _ACTOR if event.kind in STRUCTURAL_KINDS or not event.dst else _AFFECTED
     ends = ((event.src, src_role), (event.dst, _TARGET))
     return tuple(

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from schemas.detection import DetectionConfig
+from schemas.detection import DetectionConfig, thresholds_as_known_before
 from schemas.errors import WireFormatError
 
 WIRE_VERSION = 1
@@ -76,6 +76,11 @@ class LaneConfig(msgspec.Struct, frozen=True):
     skew_ms: int = 10_000
     members: tuple[Member, ...] = ()
     detection: DetectionConfig = DetectionConfig()
+
+
+def as_known_before(config: LaneConfig) -> LaneConfig:
+    """Return a declaration to be encoded: as workers before logic version 3 wrote it, where it says nothing new."""
+    return msgspec.structs.replace(config, detection=thresholds_as_known_before(config.detection))
 
 
 ACTIVE, END_REACHED, IDLE, PAUSED, ENDED = 0, 1, 2, 3, 4

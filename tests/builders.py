@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+import msgspec
 import numpy as np
 
 from models.graph.logic import LOGIC_VERSION
@@ -33,8 +34,8 @@ def make_lane(partitions: int = 1, **changes: object) -> LaneConfig:
     return LaneConfig(**values)  # type: ignore[arg-type]
 
 
-def rows_of(flows: Sequence[Flow], positions: Sequence[int]) -> Rows:
-    """Pack flows as rows at the given positions."""
+def rows_of(flows: Sequence[Flow], positions: Sequence[int], sampling: int = 1) -> Rows:
+    """Pack flows as rows at the given positions; ``sampling``: by what their measures are multiplied already."""
     codes: dict[tuple[str, str, str, int, int], int] = {}
     edge = []
     for flow in flows:
@@ -68,7 +69,12 @@ def rows_of(flows: Sequence[Flow], positions: Sequence[int]) -> Rows:
         "latency_us",
     ):
         columns[name] = column(getattr(flow, name) for flow in flows)
-    return pack_rows(list(codes), columns)
+    if sampling != 1:
+        columns["sampling"] = column(sampling for _ in flows)
+    hosts = list(dict.fromkeys(flow.host for flow in flows if flow.host is not None))
+    if hosts:
+        columns["host"] = column(None if flow.host is None else hosts.index(flow.host) for flow in flows)
+    return msgspec.structs.replace(pack_rows(list(codes), columns), hosts=tuple(hosts))
 
 
 def record_of(
@@ -78,6 +84,7 @@ def record_of(
     flows: Sequence[Flow],
     after: int | None = None,
     as_of_ms: int = 1 << 42,
+    sampling: int = 1,
 ) -> LogRecord:
     """Return one record: each flow is its own message, offsets from ``first_offset`` on."""
     positions = [position_of(first_offset + number, 0) for number in range(len(flows))]
@@ -89,7 +96,7 @@ def record_of(
         as_of_ms=as_of_ms,
         progress=(Progress(SOURCE, partition, before, upto, clocks, ACTIVE),),
         lane=lane,
-        rows=rows_of(flows, positions) if flows else None,
+        rows=rows_of(flows, positions, sampling) if flows else None,
         logic=LOGIC_VERSION,
     )
 

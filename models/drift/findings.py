@@ -9,9 +9,19 @@ from dataclasses import dataclass, field
 from models.drift.beacon import interval_ms_of
 from models.drift.detection import Detection, corroborated, severity_of
 from models.drift.incidents import Incident, assign, provisional_incident_id
+from models.drift.telemetry_state import TenantTelemetry
 from models.explain.sentences import describe
 from schemas.detection import DetectionConfig
-from schemas.drift import Activity, DriftEvent, DriftKind, Severity, event_id_of, finding_id_of, fingerprint_of
+from schemas.drift import (
+    TELEMETRY_KINDS,
+    Activity,
+    DriftEvent,
+    DriftKind,
+    Severity,
+    event_id_of,
+    finding_id_of,
+    fingerprint_of,
+)
 
 MAX_REMEMBERED = 10_000
 """Closed fingerprints whose episode count is remembered; beyond it all unknown ones start at ``episode_floor``."""
@@ -20,7 +30,7 @@ REMOVED_KEPT_WINDOWS = 1_440
 _ALERT_FROM = Severity.MEDIUM
 _SILENT_KINDS = frozenset({DriftKind.RATE_DROP, DriftKind.REMOVED_EDGE})
 _NEWS = frozenset({DriftKind.NEW_SERVICE, DriftKind.NEW_EDGE, DriftKind.NEW_PORT, DriftKind.NEW_EXTERNAL_EGRESS})
-_STATISTICAL = frozenset(
+_RECOVERING = frozenset(
     {
         DriftKind.RATE_SURGE,
         DriftKind.RATE_DROP,
@@ -30,6 +40,8 @@ _STATISTICAL = frozenset(
         DriftKind.FAN_OUT_BURST,
         DriftKind.DENIED_BURST,
         DriftKind.BEACONING,
+        DriftKind.TELEMETRY_LOSS,
+        DriftKind.DELIVERY_LAG,
     }
 )
 _BEATS_MISSED = 3
@@ -169,6 +181,7 @@ class FindingBook:
         is_silent: Callable[[Finding], bool],
         returned: Callable[[Finding], bool],
         last_contact: Callable[[Finding], int],
+        source: TenantTelemetry | None = None,
         is_over: bool = False,
     ) -> list[DriftEvent]:
         """Close findings whose time has come at the end of window ``index``.
@@ -177,6 +190,7 @@ class FindingBook:
             is_silent: whether a finding's edge had no traffic since the last evidence.
             returned: whether it had traffic in this window.
             last_contact: index of the last window in which it had traffic.
+            source: what is known of the source of the tenant's flows.
             is_over: the input ended within this window: what it lacks ends nothing.
         """
         events = []
@@ -186,6 +200,12 @@ class FindingBook:
             reason = ""
             if kind is DriftKind.REMOVED_EDGE and finding.last_evidence_index < index and returned(finding):
                 reason = "returned"
+            elif kind is DriftKind.SILENT_HOST and source is not None:
+                subject = finding.detection.src
+                if not source.is_silent(subject):
+                    reason = "accepted" if source.has_forgotten(subject) else "returned"
+                elif _close_index(scope, finding) <= index:
+                    finding.last_evidence_index = index
             elif _close_index(scope, finding) <= index and not is_over:
                 if not finding.is_settled:
                     reason = "unconfirmed"
@@ -196,7 +216,7 @@ class FindingBook:
                     finding.last_evidence_index = last_contact(finding)
                     reason = "accepted" if index - finding.opened_index >= REMOVED_KEPT_WINDOWS else ""
                 else:
-                    reason = "recovered" if kind in _STATISTICAL else "accepted"
+                    reason = "recovered" if kind in _RECOVERING else "accepted"
             if reason:
                 events.append(_event(scope, finding, Activity.CLOSE, index, close_reason=reason))
                 del self.open[fingerprint]
@@ -219,6 +239,8 @@ def _fingerprint(scope: Scope, detection: Detection) -> str:
 def _close_index(scope: Scope, finding: Finding) -> int:
     if finding.detection.kind is DriftKind.REMOVED_EDGE:
         return finding.last_evidence_index + REMOVED_KEPT_WINDOWS
+    if finding.detection.kind in TELEMETRY_KINDS:
+        return finding.last_evidence_index + max(1, scope.config.loss_quiet_windows)
     wait = max(1, scope.config.close_after_windows)
     if finding.detection.kind is DriftKind.BEACONING:
         wait = max(wait, _BEATS_MISSED * -(-interval_ms_of(finding.detection.evidence) // scope.window_ms))

@@ -64,6 +64,23 @@ _CHECKS: dict[DriftKind, tuple[str, ...]] = {
         "Who owns the end outside, {src} or {dst}, and is it a supplier you know?",
         "Do size and interval stay the same whatever the load? Then nobody types there: look at what it carries.",
     ),
+    DriftKind.TELEMETRY_LOSS: (
+        "Does {src} have more to report than it can? Give its buffers and queues more room, or have it report less.",
+        "What is lost cannot be told from what never was: look at {src} itself for what happened meanwhile.",
+    ),
+    DriftKind.SAMPLING_CHANGE: (
+        "Who changed the sampling of {src}, and was it meant?",
+        "With a larger factor, edges of little traffic are no longer seen at all.",
+    ),
+    DriftKind.SILENT_HOST: (
+        "Is {src} down, or only the agent that reports from it?",
+        "Was it taken away on purpose? Then this ends by itself once it is forgotten.",
+        "Was its agent stopped by somebody who would rather not be seen?",
+    ),
+    DriftKind.DELIVERY_LAG: (
+        "What holds records of {src} back: a shipper with a backlog, a queue, a slow network?",
+        "Do records carry the start of what lasts long? Take the end as event time, or give the lane more lateness.",
+    ),
 }
 
 

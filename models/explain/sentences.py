@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from models.explain.checks import checks_for
 from models.explain.wording import duration, edge_of, instant, name_of, number, port_of, quantity
-from schemas.drift import Activity, DriftKind, EdgeRef, Evidence
+from schemas.drift import TELEMETRY_KINDS, Activity, DriftKind, EdgeRef, Evidence
 
 MAX_EDGES_NAMED = 5
 MAX_EVIDENCE_TOLD = 4
@@ -37,6 +37,10 @@ _TITLES = {
     DriftKind.ERROR_INCREASE: "Error ratio of {subject} rose",
     DriftKind.LATENCY_INCREASE: "Latency of {subject} rose",
     DriftKind.BEACONING: "Clock-like contact {subject}",
+    DriftKind.TELEMETRY_LOSS: "Source {subject} loses records",
+    DriftKind.SAMPLING_CHANGE: "Sampling of {subject} changed",
+    DriftKind.SILENT_HOST: "Source {subject} fell silent",
+    DriftKind.DELIVERY_LAG: "Records of {subject} come late",
 }
 _BORDER_TITLES = {
     # Of a service with the whole outside: by kind, and whether the outside calls.
@@ -67,6 +71,13 @@ _SIGNALS = {
     "outside_calls_per_window": "calls across the border in a window",
     "outside_bytes_per_window": "bytes in a window, the most of any peer outside",
     "interval_dispersion": "variance of the intervals between contacts as a share of chance",
+    "lost_records": "what the source says it lost in a window",
+    "loss_reports": "number of reports of loss that name none, in a window",
+    "losing_hosts": "number of hosts that lose records",
+    "sampling_factor": "sampling factor",
+    "resampled_hosts": "number of hosts whose sampling changed",
+    "silent_hosts": "number of hosts that fell silent while others go on",
+    "late_ratio": "share of records that came late",
 }
 _BEACON = {
     "contact_interval": "in contact every {observed} on average",
@@ -78,6 +89,13 @@ _SAMPLE_UNITS = {
     "fan_out": "peers",
     "outside_callers": "peers",
     "interval_dispersion": "contacts",
+    "lost_records": "reports",
+    "loss_reports": "reports",
+    "losing_hosts": "hosts",
+    "sampling_factor": "records",
+    "resampled_hosts": "hosts",
+    "silent_hosts": "hosts",
+    "late_ratio": "records",
 }
 """What a sample counts, where it is not calls."""
 _CLOSE_REASONS = {
@@ -86,6 +104,15 @@ _CLOSE_REASONS = {
     "returned": "Returned: the edge carries calls again. Last evidence:",
     "unconfirmed": "Not confirmed: the closed windows do not show it. Last evidence:",
 }
+_SOURCE_CLOSE_REASONS = {
+    "recovered": "Recovered: there was no further sign of it for long enough. Last evidence:",
+    "accepted": "Accepted: it stays so. Last evidence:",
+    "returned": "Returned: the source reports again. Last evidence:",
+}
+_WITHHELD = "Meanwhile removed edges and drops of call rates of this tenant and lane are withheld."
+_LEARNS_ANEW = (
+    "Call rates, volumes and gaps of this tenant and lane are learned anew; until then none of them is judged."
+)
 
 
 def describe(
@@ -113,12 +140,14 @@ def describe(
         also_seen: other lanes that have the subject, and the event time since when; -1 where that is not known.
     """
     subject = _subject(src, dst, port, protocol)
-    sentences = [_opening(activity, close_reason)] if activity is not Activity.CREATE else []
+    sentences = [_opening(activity, close_reason, kind)] if activity is not Activity.CREATE else []
     if not evidence:
         sentences.append(f"{subject}: no evidence is attached.")
     sentences += [_evidence_sentence(subject, item, window_ms) for item in evidence[:MAX_EVIDENCE_TOLD]]
     if len(evidence) > MAX_EVIDENCE_TOLD:
         sentences.append(f"{_more(len(evidence) - MAX_EVIDENCE_TOLD, 'signal')} in the evidence.")
+    if kind in TELEMETRY_KINDS and activity is not Activity.CLOSE:
+        sentences.append(_LEARNS_ANEW if kind is DriftKind.SAMPLING_CHANGE else _WITHHELD)
     listing = _edges_sentence(edges, edges_total, EdgeRef(src, dst, port, protocol))
     if listing:
         sentences.append(listing)
@@ -142,9 +171,11 @@ def _subject(src: str, dst: str, port: int, protocol: int) -> str:
     return edge_of(EdgeRef(src, dst, port, protocol))
 
 
-def _opening(activity: Activity, close_reason: str) -> str:
+def _opening(activity: Activity, close_reason: str, kind: DriftKind) -> str:
     if activity is Activity.UPDATE:
         return "Update of an open finding."
+    if kind in TELEMETRY_KINDS and close_reason in _SOURCE_CLOSE_REASONS:
+        return _SOURCE_CLOSE_REASONS[close_reason]
     return _CLOSE_REASONS.get(
         close_reason, f"Closed: {name_of(close_reason)}. Last evidence:" if close_reason else "Closed. Last evidence:"
     )

@@ -14,7 +14,16 @@ MAX_NAME_CHARS = 80
 _HEAD_CHARS, _TAIL_CHARS = 60, 16
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@*+-]*")
 
-_PLURALS = {"calls": "call", "peers": "peer", "windows": "window", "edges": "edge", "contacts": "contact"}
+_PLURALS = {
+    "calls": "call",
+    "peers": "peer",
+    "windows": "window",
+    "edges": "edge",
+    "records": "record",
+    "reports": "report",
+    "hosts": "host",
+    "contacts": "contact",
+}
 _US_STEPS = ((1_000_000, "s"), (1_000, "ms"), (1, "µs"))
 _MS_STEPS = ((172_800_000, 86_400_000, "d"), (3_600_000, 3_600_000, "h"), (60_000, 60_000, "min"), (1_000, 1_000, "s"))
 _BYTE_STEPS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))

@@ -17,6 +17,7 @@ from models.graph.border import border_of, judge_border, of_open_services
 from models.graph.clock import END_OF_TIME_MS
 from models.graph.corroboration import is_back_elsewhere, is_still_seen, tell_removed
 from models.graph.cutting import columns_of, cut_tenant
+from models.graph.guarding import close_guard
 from models.graph.judging import judge_signals, judge_structure
 from models.graph.lane import LaneState
 from models.graph.output import WITHHELD, Output
@@ -44,7 +45,8 @@ def advance(lane: LaneState) -> Output:
         clocks = [m.event_ms for m in lane.clock.members.values() if m.event_ms is not None]
         deadline_to = max(clocks, default=0) // window_ms
         # Other partitions of the log may hold the last rows: how far this one's watermark had come must not matter.
-        closed_to = max([lane.closed_index or 0, deadline_to, *(index + 1 for index in lane.windows)])
+        indexes = (*lane.windows, *lane.guard.open)
+        closed_to = max([lane.closed_index or 0, deadline_to, *(index + 1 for index in indexes)])
     else:
         closed_to = deadline_to = max(watermark_ms // window_ms, 0)
     if lane.closed_index is not None and closed_to <= lane.closed_index:
@@ -53,6 +55,7 @@ def advance(lane: LaneState) -> Output:
         lane.judged_index = min([closed_to, *lane.windows]) - 1
     # A loss has raised the floor already, up to where the lane stood: what it kept back counts from there.
     floor = min(lane.quiet_floor, (lane.closed_index or 0) - 1) if lane.lost else lane.quiet_floor
+    judged = lane.judged_index
     incomplete = set(reasons) | ({"loss"} if lane.lost else set())
     if incomplete:
         for index in [index for index in lane.windows if index < closed_to]:
@@ -64,17 +67,28 @@ def advance(lane: LaneState) -> Output:
     while (due := _next_index(lane, closed_to, deadline_to)) is not None:
         _judge_index(lane, due, output, is_over=due >= deadline_to)
     lane.judged_index = max(lane.judged_index, deadline_to - 1)
-    if lane.quiet_floor > floor and (withheld := _withheld_silences(lane, floor, deadline_to)):
+    if withheld := _withheld_silences(lane, floor, deadline_to) + _guarded_silences(lane, judged, deadline_to):
         output.counts[WITHHELD] += withheld
     return output
 
 
 def _withheld_silences(lane: LaneState, floor: int, deadline_to: int) -> int:
     """Count silences that would have been told by now, had incomplete windows not raised the floor from ``floor``."""
-    if not len(lane.registry):
+    if lane.quiet_floor <= floor or not len(lane.registry):
         return 0
     told = zip(_due(lane, floor), _due(lane, lane.quiet_floor), strict=True)
     return sum(int(np.count_nonzero((before < deadline_to) & (now >= deadline_to))) for before, now in told)
+
+
+def _guarded_silences(lane: LaneState, judged: int, deadline_to: int) -> int:
+    """Count silences that came due after window ``judged`` and are not told: their tenant's source loses data."""
+    floors = lane.guard.floors(len(lane.registry.tenants), deadline_to - 1)
+    if floors is None or not len(lane.registry):
+        return 0
+    told = zip(_due(lane, lane.quiet_floor), _due(lane, lane.quiet_floor, floors), strict=True)
+    return sum(
+        int(np.count_nonzero((judged < before) & (before < deadline_to) & (now >= deadline_to))) for before, now in told
+    )
 
 
 def close_all(lane: LaneState, reason: str) -> Output:
@@ -87,27 +101,34 @@ def close_all(lane: LaneState, reason: str) -> Output:
         lane.quiet_floor = max(lane.quiet_floor, lane.closed_index - 1)
     for index in sorted(lane.windows):
         _judge_index(lane, index, output, is_over=True)
+    lane.guard.open.clear()
     lane.lost = lane.clock.paused = False
     lane.clock.members = {}
     lane.clock.declare(lane.config)
     return output
 
 
-def _deadlines(lane: LaneState) -> tuple[IntColumn, IntColumn]:
-    """Return per edge the index at whose end its sudden silence and its removal are reported."""
-    drop, removal = _due(lane, lane.quiet_floor)
+def _deadlines(lane: LaneState, index: int) -> tuple[IntColumn, IntColumn]:
+    """Return per edge the index at whose end its sudden silence and its removal are reported, as known at ``index``."""
+    drop, removal = _due(lane, lane.quiet_floor, lane.guard.floors(len(lane.registry.tenants), index))
     floor = lane.judged_index + 1
     return np.maximum(drop, floor), np.maximum(removal, floor)
 
 
-def _due(lane: LaneState, quiet_floor: int) -> tuple[IntColumn, IntColumn]:
-    """Return the same as if nothing had been judged yet, and silence counted from ``quiet_floor`` on."""
+def _due(lane: LaneState, quiet_floor: int, tenant_floors: IntColumn | None = None) -> tuple[IntColumn, IntColumn]:
+    """Return the same as if nothing had been judged yet, and silence counted from ``quiet_floor`` on.
+
+    Shapes:
+        tenant_floors: by tenant, from where on its silence counts at the earliest; None for no such thing.
+    """
     registry = lane.registry
     size = len(registry)
     edge = {name: column[:size] for name, column in registry.edge.array.items()}
     last = np.maximum(edge["last_index"], quiet_floor)
     learned = np.array([lane.has_learned(number) for number in range(len(registry.tenants))] or [False])
     tenant = edge["tenant"]
+    if tenant_floors is not None:
+        last = np.maximum(last, tenant_floors[tenant])
     enough = edge["windows_seen"] >= lane.thresholds("min_history", tenant)
     ripe = edge["known"] & enough & learned[tenant] & ~edge["gone"] & ~of_open_services(lane, slice(size))
     wait = _removal_wait(lane, tenant, edge["gap_max"])
@@ -125,10 +146,10 @@ def _removal_wait(lane: LaneState, tenants: IntColumn, gap_max: IntColumn) -> In
 
 def _next_index(lane: LaneState, closed_to: int, deadline_to: int) -> int | None:
     """Return the least window index with something to judge: rows, a deadline, or a finding that ends."""
-    candidates = [index for index in lane.windows if index < closed_to]
+    candidates = [index for index in (*lane.windows, *lane.guard.open) if index < closed_to]
     deadlines = []
     if len(lane.registry):
-        drop, removal = _deadlines(lane)
+        drop, removal = _deadlines(lane, lane.judged_index)
         deadlines += [int(drop.min()), int(removal.min())]
     floor = lane.judged_index + 1
     for number, state in lane.tenants.items():
@@ -147,10 +168,13 @@ def _judge_index(lane: LaneState, index: int, output: Output, is_over: bool) -> 
     """
     detections: dict[int, list[Detection]] = defaultdict(list)
     table = lane.windows.pop(index, None)
+    whole = table is not None and not table.incomplete
+    if table is not None and not whole:
+        lane.quiet_floor = max(lane.quiet_floor, index)
+    for number, found in close_guard(lane, index, whole, is_over).items():
+        detections[number] += found
     if table is not None:
-        if table.incomplete:
-            lane.quiet_floor = max(lane.quiet_floor, index)
-        _close_window(lane, table, detections, output, may_drop=not table.incomplete and not is_over)
+        _close_window(lane, table, detections, output, may_drop=whole and not is_over)
     if not is_over:
         _fire_deadlines(lane, index, detections, output)
     lane.judged_index = max(lane.judged_index, index)
@@ -178,6 +202,7 @@ def _judge_index(lane: LaneState, index: int, output: Output, is_over: bool) -> 
             is_silent=lambda finding: last_index(finding) < finding.last_evidence_index,
             returned=has_returned,
             last_contact=last_index,
+            source=lane.guard.tenants.get(number),
             is_over=is_over,
         )
     if index % _FORGET_EVERY == 0:
@@ -188,7 +213,7 @@ def _fire_deadlines(lane: LaneState, index: int, detections: dict[int, list[Dete
     if not len(lane.registry):
         return
     edge = lane.registry.edge.array
-    drop, removal = _deadlines(lane)
+    drop, removal = _deadlines(lane, index)
     for kind, due, flag in (
         (DriftKind.RATE_DROP, drop, "dropped"),
         (DriftKind.REMOVED_EDGE, removal, "gone"),
@@ -232,7 +257,12 @@ def _close_window(
     border = border_of(lane, present, columns.chosen)
     # Scans of the edge before this window leave no trace, whether they were forgotten meanwhile or not.
     edge["first_seen_ms"][present[border.inbound & ~edge["known"][present]]] = table.index * lane.config.window_ms
-    withheld = judge_signals(lane, table.index, columns, border, learned[tenant_of], whole, may_drop, detections)
+    size = max(1, len(registry.tenants))
+    losing = lane.guard.losing(size, table.index)
+    teaching = lane.guard.teaching(size, table.index)
+    withheld = judge_signals(
+        lane, table.index, columns, border, learned[tenant_of], whole, may_drop, detections, losing, teaching
+    )
     if withheld:
         output.counts[WITHHELD] += withheld
     judge_structure(lane, table.index, present, columns.chosen, border, learned, detections)
@@ -247,7 +277,8 @@ def _close_window(
     )
     for tenant in tenants:
         rows = rows_of.get(tenant, slice(0, 0))
-        window = cut_tenant(lane, table, tenant, rows, columns, is_learning=not learned[tenant])
+        is_losing = bool(losing[tenant])
+        window = cut_tenant(lane, table, tenant, rows, columns, is_learning=not learned[tenant], is_losing=is_losing)
         for number, sums in overflow.items():
             if edge["tenant"][number] == tenant:
                 window.overflow[:] = sums  # of both sides: whose edges these are is not known, so none can be chosen
@@ -267,6 +298,9 @@ def _remember(lane: LaneState, index: int, present: IntColumn) -> None:
     """Note that the edges of a closed window were seen; unknown ones become known."""
     edge = lane.registry.edge.array
     last = np.maximum(edge["last_index"][present], lane.quiet_floor)
+    floors = lane.guard.floors(len(lane.registry.tenants), index)
+    if floors is not None:
+        last = np.maximum(last, np.minimum(floors[edge["tenant"][present]], index))
     longest = _removal_wait(lane, edge["tenant"][present], edge["gap_max"][present])
     gap = np.where(edge["last_index"][present] == NEVER, 1, np.minimum(index - last, longest))
     edge["gap_max"][present] = np.maximum(edge["gap_max"][present], gap)

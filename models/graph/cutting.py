@@ -12,6 +12,9 @@ from schemas.graph import MEASURE_INDEX, ClosedWindow, EdgeTable
 
 IntColumn = npt.NDArray[np.int64]
 
+LOSING = "losing"
+"""Why a window of one tenant may lack records: the source of its flows was losing data."""
+
 
 @dataclass(frozen=True, slots=True)
 class WindowColumns:
@@ -53,7 +56,13 @@ def columns_of(lane: LaneState, table: WindowTable) -> tuple[WindowColumns, dict
 
 
 def cut_tenant(
-    lane: LaneState, table: WindowTable, tenant: int, rows: slice, columns: WindowColumns, is_learning: bool
+    lane: LaneState,
+    table: WindowTable,
+    tenant: int,
+    rows: slice,
+    columns: WindowColumns,
+    is_learning: bool,
+    is_losing: bool,
 ) -> ClosedWindow:
     """Cut one tenant's graph out of a window: its edges are neighbours."""
     registry = lane.registry
@@ -81,6 +90,6 @@ def cut_tenant(
             p95_us=columns.p95[rows],
             p99_us=columns.p99[rows],
         ),
-        incomplete=tuple(sorted(table.incomplete)),
+        incomplete=tuple(sorted(table.incomplete | ({LOSING} if is_losing else set()))),
         is_learning=is_learning,
     )

@@ -62,6 +62,9 @@ def fold(lane: LaneState, record: LogRecord, applied: int, taken: TakenOrigins) 
     skewed_rows = int(np.count_nonzero((columns["skewed"] > 0) & ~late))
     output.counts["skewed"] += skewed_rows
     output.counts["on_time"] += len(late) - late_rows - skewed_rows
+    if lane.logic >= PRODUCERS_OWN and record.origin is None:
+        tenants = lane.registry.edge.array["tenant"][numbers[codes]]
+        lane.guard.note_rows(index, tenants, late if late_rows else None, columns, record.rows.hosts)
     _note_first_seen(lane, numbers, codes, times)
     capacity = lane.registry.edge.capacity
     touched = distinct(index)
@@ -91,6 +94,8 @@ def _refuse(
         "time_ms": (0, MAX_TIME_MS),
         **dict.fromkeys(_MEASURED, (-1, MAX_MEASURE)),
     }
+    if "host" in columns:
+        bounds["host"] = (-1, len(record.rows.hosts) - 1)
     # Nearly every record is sound: two extremes a column say so without a mask.
     outside = [n for n, (low, high) in bounds.items() if columns[n].min() < low or columns[n].max() > high]
     if not outside and columns["time_ms"].max() <= latest_ms:

@@ -32,11 +32,17 @@ def judge_signals(
     whole: bool,
     may_drop: bool,
     detections: dict[int, list[Detection]],
+    losing: Mask,
+    teaching: Mask,
 ) -> int:
     """Compare each edge with its baseline, then move the baseline on (complete windows alone teach).
 
+    Shapes:
+        learned: of the edges. losing, teaching: of tenants by number: whose source was losing data, so that a drop
+            means nothing; whose rows show what is usual.
+
     Returns:
-        How many drops of an edge's rate were kept back because the window is incomplete.
+        How many drops of an edge's rate were kept back, because the window is incomplete or a source loses data.
     """
     withheld = 0
     edge = lane.registry.edge.array
@@ -82,10 +88,16 @@ def judge_signals(
         )
         for row, detection in found:
             number = int(present[row if rows is None else rows[row]])
+            if detection.kind is DriftKind.RATE_DROP and losing[edge["tenant"][number]]:
+                withheld += 1
+                continue
             detections[int(edge["tenant"][number])].append(detection)
             if detection.kind is DriftKind.RATE_DROP:
                 edge["dropped"][number] = True
     if whole:
+        shows = teaching[edge["tenant"][present]]
+        if not shows.all():
+            present, values, mean, spread, history = (c[shows] for c in (present, values, mean, spread, history))
         edge["mean"][present], edge["spread"][present], edge["history"][present] = baseline.learn(
             values, mean, spread, history
         )

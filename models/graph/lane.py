@@ -12,6 +12,7 @@ from models.drift.detection import Detection
 from models.drift.findings import FindingBook, Scope, Sight
 from models.graph.admission import TenantEdges
 from models.graph.clock import LaneClock
+from models.graph.guard import SourceGuard
 from models.graph.logic import LOGIC_VERSION, PRODUCERS_OWN
 from models.graph.naming import Naming
 from models.graph.registry import Registry
@@ -52,6 +53,7 @@ class LaneState:
         quiet_floor: silence before the end of this window counts for nothing: records may be missing.
         logic: the logic version in force, set with every record.
         beside: the other live lanes (models/graph/corroboration.py), set with every record.
+        guard: what is known of its sources: whether they lose data.
     """
 
     def __init__(self, config: LaneConfig) -> None:
@@ -66,6 +68,7 @@ class LaneState:
         self.quiet_floor = -1
         self.detection_of: dict[str, DetectionConfig] = {}
         self.lost = False
+        self.guard = SourceGuard()
         self.logic = LOGIC_VERSION
         self.beside: tuple[LaneState, ...] = ()
         self._naming = Naming()

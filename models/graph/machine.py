@@ -5,6 +5,7 @@ import msgspec
 from models.graph import corroboration
 from models.graph.closing import advance, close_all
 from models.graph.folding import fold
+from models.graph.guarding import note_losses
 from models.graph.lane import LaneState
 from models.graph.logic import IDLE_EXPIRES, LOGIC_VERSION, Logic
 from models.graph.output import Output
@@ -12,7 +13,7 @@ from models.graph.taken import TakenOrigins
 from schemas.detection import DetectionConfig
 from schemas.errors import LogicVersionError, LossDetected
 from schemas.ids import stable_hash
-from schemas.tenant_log import Control, LaneConfig, LogRecord, Member, Progress, unpack_positions
+from schemas.tenant_log import Control, LaneConfig, LogRecord, Member, Progress, as_known_before, unpack_positions
 
 TENANT_SETTINGS = "tenant-settings"
 """Kind of control whose value overrides ``DetectionConfig`` fields of one tenant."""
@@ -155,9 +156,12 @@ class Machine:
         lane.beside = corroboration.beside(self.lanes, lane)
         lane.clock.idle_expires = self.logic.in_force >= IDLE_EXPIRES
         output = Output()
-        if record.rows is not None:
+        if record.rows is not None or record.losses:
             source = record.progress[0]
-            output.extend(fold(lane, record, self.applied.get((source.source, source.partition), -1), self.taken))
+            applied = self.applied.get((source.source, source.partition), -1)
+            if record.rows is not None:
+                output.extend(fold(lane, record, applied, self.taken))
+            note_losses(lane, record, applied)
         fresh = tuple(
             progress
             for progress in record.progress
@@ -186,5 +190,5 @@ def _in_force(current: LaneConfig, stated: LaneConfig) -> LaneConfig:
 
 
 def _rank(config: LaneConfig) -> tuple[int, str]:
-    plain = msgspec.structs.replace(config, window_ms=0, members=())
+    plain = msgspec.structs.replace(as_known_before(config), window_ms=0, members=())  # older workers find the same
     return config.version, stable_hash(msgspec.json.encode(plain).decode())

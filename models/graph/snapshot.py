@@ -17,17 +17,18 @@ import numpy.typing as npt
 
 from models.drift.findings import Finding, FindingBook
 from models.drift.incidents import Incident
+from models.drift.telemetry_state import Noted, TenantTelemetry
 from models.graph.admission import TenantEdges
 from models.graph.clock import LaneClock, MemberClock
+from models.graph.guard import SourceGuard
 from models.graph.lane import LaneState, TenantState
 from models.graph.logic import LOGIC_VERSION, PRODUCERS_OWN, UNDECIDED, Logic
 from models.graph.machine import Machine
 from models.graph.registry import COLUMNS_SINCE_4, PAGE_ROWS, Columns
 from models.graph.taken import TakenOrigins
 from models.graph.window import WindowTable
-from schemas.detection import THRESHOLDS_SINCE_4, DetectionConfig
 from schemas.errors import CheckpointError, WireFormatError
-from schemas.tenant_log import LaneConfig, Positions, pack_positions, unpack_positions
+from schemas.tenant_log import LaneConfig, Positions, as_known_before, pack_positions, unpack_positions
 
 SNAPSHOT_VERSION = 4
 """Latest version that this worker reads, and the earliest that holds what `PRODUCERS_OWN` needs."""
@@ -37,9 +38,6 @@ FIRST_VERSION = 1
 TAKEN_PAGE = 32_768
 """Positions in one chunk: 256 KiB where they lie as far apart as can be."""
 
-_FirstThresholds = msgspec.defstruct(
-    "FirstThresholds", [name for name in DetectionConfig.__struct_fields__ if name not in THRESHOLDS_SINCE_4]
-)
 IntColumn = npt.NDArray[np.int64]
 PackedArray = tuple[str, list[int], bytes]
 
@@ -85,6 +83,13 @@ class _Lane(msgspec.Struct):
     free: list[int]
     windows: list[int]
     tenant_states: list[int]
+
+
+class _Guard(msgspec.Struct):
+    """Tenants of whose source something is known, and (window, tenant) where something was noted. Since version 4."""
+
+    tenants: list[int]
+    noted: list[tuple[int, int]]
 
 
 class _Meta(msgspec.Struct, omit_defaults=True):
@@ -161,6 +166,8 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
             yield from _window_chunks(name, lane.windows[index])
         for number in sorted(lane.tenants):
             yield f"{name}/tenant/{number}", _encoder.encode(_tenant(number, lane.tenants[number]))
+        if lane.logic >= PRODUCERS_OWN:
+            yield from _guard_chunks(name, lane.guard)
         lanes.append(_lane(lane))
     taken = machine.taken
     for source in taken.sources():
@@ -256,10 +263,20 @@ def _tenant(number: int, state: TenantState) -> _Tenant:
     return _Tenant(number, state.closed_windows, edges.count, edges.overflow, edges.quarantine, book, newcomer)
 
 
+def _guard_chunks(name: str, guard: SourceGuard) -> Iterator[tuple[str, bytes]]:
+    noted = [(index, number) for index in sorted(guard.open) for number in sorted(guard.open[index])]
+    if guard.tenants or noted:
+        yield f"{name}/guard", _encoder.encode(_Guard(sorted(guard.tenants), noted))
+    for number in sorted(guard.tenants):
+        yield f"{name}/guard/{number}", _encoder.encode(guard.tenants[number])
+    for index, number in noted:
+        yield f"{name}/guard/{number}/{index}", _encoder.encode(guard.open[index][number])
+
+
 def _lane(lane: LaneState) -> _Lane:
     clock = lane.clock
     return _Lane(
-        config=_config(lane),
+        config=lane.config if lane.logic >= PRODUCERS_OWN else as_known_before(lane.config),
         members=[_Member(*key, clock.members[key]) for key in sorted(clock.members)],
         as_of_ms=clock.as_of_ms,
         watermark_ms=clock.watermark_ms,
@@ -275,15 +292,6 @@ def _lane(lane: LaneState) -> _Lane:
         windows=sorted(lane.windows),
         tenant_states=sorted(lane.tenants),
     )
-
-
-def _config(lane: LaneState) -> LaneConfig:
-    """Return what is written of a lane's declaration: before version 4 without thresholds that decide nothing yet."""
-    detection, default = lane.config.detection, DetectionConfig()
-    if lane.logic >= PRODUCERS_OWN or any(getattr(detection, n) != getattr(default, n) for n in THRESHOLDS_SINCE_4):
-        return lane.config
-    kept = {name: getattr(detection, name) for name in _FirstThresholds.__struct_fields__}
-    return msgspec.structs.replace(lane.config, detection=_FirstThresholds(**kept))
 
 
 def restore(chunks: dict[str, bytes], can_run: int = LOGIC_VERSION) -> Machine:
@@ -382,7 +390,19 @@ def _restore_lane(saved: _Lane, chunks: dict[str, bytes]) -> LaneState:
         )
         edges_of = TenantEdges(tenant.count, tenant.overflow, None, tenant.quarantine)
         lane.tenants[tenant.number] = TenantState(tenant.closed_windows, edges_of, book, tenant.is_newcomer)
+    _restore_guard(lane.guard, name, chunks)
     return lane
+
+
+def _restore_guard(guard: SourceGuard, name: str, chunks: dict[str, bytes]) -> None:
+    if f"{name}/guard" not in chunks:
+        return
+    saved = msgspec.msgpack.decode(chunks[f"{name}/guard"], type=_Guard)
+    for number in saved.tenants:
+        guard.tenants[number] = msgspec.msgpack.decode(chunks[f"{name}/guard/{number}"], type=TenantTelemetry)
+    for index, number in saved.noted:
+        chunk = chunks[f"{name}/guard/{number}/{index}"]
+        guard.open.setdefault(index, {})[number] = msgspec.msgpack.decode(chunk, type=Noted)
 
 
 def _fill(columns: Columns, page: int, packed: dict[str, PackedArray]) -> None:

@@ -27,6 +27,10 @@ SIGNALS = {
     DriftKind.ERROR_INCREASE: ("error_ratio", "ratio", "robust-z"),
     DriftKind.LATENCY_INCREASE: ("latency_p95_us", "us", "robust-z"),
     DriftKind.BEACONING: ("interval_dispersion", "ratio", "beacon"),
+    DriftKind.TELEMETRY_LOSS: ("lost_records", "records", "lost_events"),
+    DriftKind.SAMPLING_CHANGE: ("sampling_factor", "", "sampling"),
+    DriftKind.SILENT_HOST: ("silent_windows", "windows", "silence"),
+    DriftKind.DELIVERY_LAG: ("late_ratio", "ratio", "lateness"),
 }
 
 
@@ -126,6 +130,24 @@ def test_a_drop_has_no_times_as_much_and_zero_no_ratio() -> None:
     )
     surge = evidence_for(DriftKind.RATE_SURGE, 9, 0)
     assert "times as much" not in explain(DriftKind.RATE_SURGE, evidence=(surge,)).message
+
+
+def test_a_source_that_loses_data_says_what_is_withheld_until_it_is_over() -> None:
+    item = Evidence("lost_records", 17.0, 0.0, "records", 0.0, 2, 24, "lost_events:HUBBLE_RING_BUFFER")
+    arguments = {"src": "host:worker-1", "dst": "", "evidence": (item,), "edges": (), "edges_total": 0}
+    explanation = explain(DriftKind.TELEMETRY_LOSS, **arguments)
+    assert explanation.title == "Source host:worker-1 loses records"
+    assert explanation.message == (
+        "host:worker-1: what the source says it lost in a window was 17 records, expected 0 records "
+        "(window 10 s; from 2 reports against 24 windows of history). Detector: lost_events:HUBBLE_RING_BUFFER. "
+        "Meanwhile removed edges and drops of call rates of this tenant and lane are withheld."
+    )
+    closed = explain(DriftKind.TELEMETRY_LOSS, Activity.CLOSE, close_reason="recovered", **arguments)
+    assert "withheld" not in closed.message and closed.message.startswith("Recovered: there was no further sign of it")
+    factor = Evidence("sampling_factor", 50.0, 1.0, "", 0.0, 300, 24, "sampling")
+    changed = explain(DriftKind.SAMPLING_CHANGE, **{**arguments, "evidence": (factor,)})
+    assert "sampling factor was 50, expected 1, 50 times as much" in changed.message
+    assert changed.message.endswith("are learned anew; until then none of them is judged.")
 
 
 @pytest.mark.parametrize("reason", ["recovered", "accepted", "returned", "unconfirmed"])

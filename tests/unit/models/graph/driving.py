@@ -13,7 +13,7 @@ from schemas.drift import Activity, DriftEvent, DriftKind
 from schemas.flow import Flow
 from schemas.graph import MEASURE_INDEX, ClosedWindow
 from schemas.ids import end_position, position_of
-from schemas.tenant_log import ACTIVE, Control, LaneConfig, LogRecord, Progress
+from schemas.tenant_log import ACTIVE, Control, LaneConfig, LogRecord, Progress, SourceLoss
 from tests.builders import SOURCE, end_of, make_flow, make_lane, record_of
 
 WINDOW_MS = 10_000
@@ -40,11 +40,23 @@ class Feed:
         self.output.extend(output)
         return output
 
-    def send(self, flows: Sequence[Flow], partition: int = 0, as_of_ms: int = AS_OF_MS) -> Output:
+    def send(self, flows: Sequence[Flow], partition: int = 0, as_of_ms: int = AS_OF_MS, sampling: int = 1) -> Output:
         """Send flows of a source partition, one message each."""
         start = self.next_offset.get(partition, 0)
         self.next_offset[partition] = start + len(flows)
-        return self.append(record_of(self.lane, partition, start, flows, as_of_ms=as_of_ms))
+        return self.append(record_of(self.lane, partition, start, flows, as_of_ms=as_of_ms, sampling=sampling))
+
+    def lose(
+        self, time_ms: int, count: int = 5, host: str = "n1", tenant: str = "acme", kind: str = "lost_events"
+    ) -> Output:
+        """Send one message by which the source says that it lost records."""
+        start = self.next_offset.get(0, 0)
+        self.next_offset[0] = start + 1
+        loss = SourceLoss(position_of(start, 0), tenant, kind, host, count, time_ms)
+        progress = Progress(SOURCE, 0, end_position(start - 1), end_position(start), (), ACTIVE)
+        return self.append(
+            LogRecord(worker="test", as_of_ms=AS_OF_MS, progress=(progress,), lane=self.lane, losses=(loss,))
+        )
 
     def state(
         self,

@@ -1,0 +1,169 @@
+"""What is remembered of a tenant's source in a lane, and noted of it in an open window. Pure."""
+
+import msgspec
+
+from schemas.drift import HOST_SUBJECT
+from schemas.ids import stable_hash64
+
+MAX_HOSTS = 1_000
+"""Hosts of a tenant that are watched; of more, those with the least hash of the name."""
+MAX_NOTED = 1_500
+"""Hosts of a tenant that are noted in an open window before they are cut down to ``MAX_HOSTS``."""
+NOBODY = ""
+"""Host of rows that name none: its sampling is watched, its silence is the tenant's."""
+UNTOLD, TOLD, TOLD_TOGETHER = 0, 1, 2
+
+
+class Factor(msgspec.Struct, array_like=True):
+    """Rows whose measures were multiplied by about the same factor. ``total``: sum of their factors."""
+
+    rows: int = 0
+    total: int = 0
+
+
+class Seen(msgspec.Struct, array_like=True):
+    """Rows of one host in a window, by the step that their sampling factor lies at."""
+
+    factors: dict[int, Factor] = {}
+
+    @property
+    def rows(self) -> int:
+        """Return how many there are."""
+        return sum(factor.rows for factor in self.factors.values())
+
+
+class Lost(msgspec.Struct, array_like=True):
+    """Reports of loss by a host in a window. ``records``: lost, where said. ``unsaid``: reports without a number."""
+
+    reports: int = 0
+    records: int = 0
+    unsaid: int = 0
+
+
+class Noted(msgspec.Struct):
+    """What came of one tenant in one open window. ``lost``: by kind and host. ``late``: rows among ``rows``."""
+
+    rows: int = 0
+    late: int = 0
+    hosts: dict[str, Seen] = {}
+    lost: dict[str, dict[str, Lost]] = {}
+
+    def add_rows(self, host: str, step: int, rows: int, total: int) -> None:
+        """Count rows of a host. ``step``: of their sampling factors, ``total``: the sum of these."""
+        seen = self.hosts.get(host)
+        if seen is None:
+            seen = self.hosts[host] = Seen()
+            if len(self.hosts) > MAX_NOTED:
+                keep_watched(self.hosts)
+        factor = seen.factors.setdefault(step, Factor())
+        factor.rows += rows
+        factor.total += total
+        self.rows += rows
+
+    def add_loss(self, kind: str, host: str, count: int) -> None:
+        """Count a report of loss; ``count`` below zero is unknown."""
+        by_host = self.lost.setdefault(kind, {})
+        lost = by_host.get(host)
+        if lost is None:
+            lost = by_host[host] = Lost()
+            if len(by_host) > MAX_NOTED:
+                keep_watched(by_host)
+        lost.reports += 1
+        lost.records += max(count, 0)
+        lost.unsaid += count < 0
+
+
+class Sampling(msgspec.Struct, array_like=True):
+    """The sampling factor that prevails.
+
+    Attributes:
+        step, factor: where it lies, and its mean. share: of rows that have it (0..1).
+        doubted, agreeing: rows since its share fell to half, and those among them that have it.
+    """
+
+    step: int
+    factor: float
+    share: float
+    doubted: int = 0
+    agreeing: int = 0
+
+
+class HostState(msgspec.Struct, array_like=True):
+    """What is remembered of a host.
+
+    Attributes:
+        first, last: ticks of its first and last rows. last_index: window of the last.
+        gap, usual: its longest and second longest distance from one tick with rows to the next.
+        seen: whole windows it reported in.
+        told: whether its silence was told, alone or together with others'.
+        sampling: by what its measures are multiplied, once known.
+    """
+
+    first: int
+    last: int
+    last_index: int
+    gap: int = 1
+    usual: int = 1
+    seen: int = 0
+    told: int = UNTOLD
+    sampling: Sampling | None = None
+
+
+class TenantTelemetry(msgspec.Struct):
+    """What is remembered of a tenant's source in a lane.
+
+    Attributes:
+        ticks: whole windows with rows. last_index, gap, usual: of windows with rows, as of a host.
+        is_missing: a host that reports regularly was missing from the last window with rows, and was not replaced.
+        lost_until: what the source said it lost, or delivered late, is felt up to this window.
+        resampled_index: window in which a host's sampling changed. resampled_until: up to when that is felt.
+        quiet_floor: last window with rows in which the source was losing data.
+    """
+
+    ticks: int = 0
+    last_index: int = -1
+    gap: int = 1
+    usual: int = 1
+    is_missing: bool = False
+    lost_until: int = -1
+    resampled_index: int = -1
+    resampled_until: int = -1
+    quiet_floor: int = -1
+    hosts: dict[str, HostState] = {}
+
+    def is_losing(self, index: int) -> bool:
+        """Say whether the source was losing data in a window that is closing, or in one with nothing to close."""
+        return index <= max(self.lost_until, self.resampled_until) or self._misses_hosts(index)
+
+    def _misses_hosts(self, index: int) -> bool:
+        """Say whether hosts are missing while others go on."""
+        return self.is_missing and index - self.last_index < self.usual
+
+    def may_teach(self, index: int) -> bool:
+        """Say whether a window shows what is usual: with another sampling it does, as soon as no window mixes both."""
+        return index > self.lost_until and index != self.resampled_index and not self._misses_hosts(index)
+
+    def floor(self, index: int) -> int:
+        """Return the window from whose end on silence counts, as far as known at ``index``."""
+        until = max(self.quiet_floor, self.lost_until, self.resampled_until)
+        return max(until, index) if self._misses_hosts(index) else until
+
+    def is_silent(self, subject: str) -> bool:
+        """Say whether the hosts that a finding is about are still silent."""
+        if subject.startswith(HOST_SUBJECT):
+            host = self.hosts.get(subject.removeprefix(HOST_SUBJECT))
+            return host is not None and host.told == TOLD
+        return any(host.told == TOLD_TOGETHER for host in self.hosts.values())
+
+    def has_forgotten(self, subject: str) -> bool:
+        """Say whether the host that a finding is about is gone for good."""
+        return subject.startswith(HOST_SUBJECT) and subject.removeprefix(HOST_SUBJECT) not in self.hosts
+
+
+def keep_watched(hosts: dict[str, Seen] | dict[str, Lost] | dict[str, HostState]) -> None:
+    """Keep ``MAX_HOSTS`` of the hosts: whichever came first, the same ones are left."""
+    if len(hosts) <= MAX_HOSTS:
+        return
+    named = sorted((name for name in hosts if name != NOBODY), key=lambda name: (stable_hash64("host", name), name))
+    for name in named[MAX_HOSTS:]:
+        del hosts[name]
