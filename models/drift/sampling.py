@@ -39,8 +39,8 @@ def resample(usual: Sampling | None, seen: Seen) -> Sampling:
     """Return what prevails after another window with rows; another step than before is a change."""
     if usual is None:
         return _prevailing(seen)
-    rows, here = seen.rows, seen.factors.get(usual.step)
-    doubted, agreeing = usual.doubted + rows, usual.agreeing + (0 if here is None else here.rows)
+    doubted = usual.doubted + seen.rows
+    agreeing = usual.agreeing + sum(factor.rows for factor in seen.factors if factor.step == usual.step)
     if 2 * agreeing > usual.share * doubted:
         weight = _MEMORY * min(1.0, doubted / _FULL_WEIGHT_ROWS)
         share = usual.share + weight * (agreeing / doubted - usual.share)
@@ -51,10 +51,9 @@ def resample(usual: Sampling | None, seen: Seen) -> Sampling:
 
 
 def _prevailing(seen: Seen) -> Sampling:
-    step = max(seen.factors, key=lambda step: (seen.factors[step].rows, -step))
-    factor = seen.factors[step]
+    factor = max(seen.factors, key=lambda factor: (factor.rows, -factor.step))
     share = (factor.rows + 2) / (seen.rows + 4)  # a few rows do not say "always" (Agresti and Coull 1998)
-    return Sampling(step, rounded(factor.total / factor.rows), _bounded(share))
+    return Sampling(factor.step, rounded(factor.total / factor.rows), _bounded(share))
 
 
 def _bounded(share: float) -> float:

@@ -15,21 +15,32 @@ UNTOLD, TOLD, TOLD_TOGETHER = 0, 1, 2
 
 
 class Factor(msgspec.Struct, array_like=True):
-    """Rows whose measures were multiplied by about the same factor. ``total``: sum of their factors."""
+    """Rows whose measures were multiplied by about the same factor: its step, how many they are, and its sum."""
 
+    step: int
     rows: int = 0
     total: int = 0
 
 
 class Seen(msgspec.Struct, array_like=True):
-    """Rows of one host in a window, by the step that their sampling factor lies at."""
+    """Rows of one host in a window, by the step that their sampling factor lies at, ascending."""
 
-    factors: dict[int, Factor] = {}
+    factors: list[Factor] = []
 
     @property
     def rows(self) -> int:
         """Return how many there are."""
-        return sum(factor.rows for factor in self.factors.values())
+        return sum(factor.rows for factor in self.factors)
+
+    def add(self, step: int, rows: int, total: int) -> None:
+        """Count rows whose factors lie at one step; ``total`` is their sum."""
+        factor = next((known for known in self.factors if known.step == step), None)
+        if factor is None:
+            factor = Factor(step)
+            self.factors.append(factor)
+            self.factors.sort(key=lambda known: known.step)
+        factor.rows += rows
+        factor.total += total
 
 
 class Lost(msgspec.Struct, array_like=True):
@@ -55,9 +66,7 @@ class Noted(msgspec.Struct):
             seen = self.hosts[host] = Seen()
             if len(self.hosts) > MAX_NOTED:
                 keep_watched(self.hosts)
-        factor = seen.factors.setdefault(step, Factor())
-        factor.rows += rows
-        factor.total += total
+        seen.add(step, rows, total)
         self.rows += rows
 
     def add_loss(self, kind: str, host: str, count: int) -> None:

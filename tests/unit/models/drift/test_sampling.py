@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.drift.sampling import MAX_FACTOR, STEPS, resample, steps_of
-from models.drift.telemetry_state import Factor, Sampling, Seen
+from models.drift.telemetry_state import Sampling, Seen
 
 
 def seen(**rows_by_factor: int) -> Seen:
@@ -14,9 +14,7 @@ def seen(**rows_by_factor: int) -> Seen:
     found = Seen()
     for name, rows in rows_by_factor.items():
         factor = int(name[1:])
-        at = found.factors.setdefault(int(steps_of(np.array([factor]))[0]), Factor())
-        at.rows += rows
-        at.total += rows * factor
+        found.add(int(steps_of(np.array([factor]))[0]), rows, rows * factor)
     return found
 
 
