@@ -101,9 +101,18 @@ def server_port(src_port: IntColumn, dst_port: IntColumn, swapped: Mask, said: I
 
 
 _ICMP, _ICMP6 = PROTOCOL_NUMBERS["icmp"], PROTOCOL_NUMBERS["icmp6"]
-_REPLIES = {_ICMP: (0, 14, 16, 18), _ICMP6: (129, 140)}
-_ERRORS = {_ICMP: (3, 4, 5, 11, 12), _ICMP6: (1, 2, 3, 4)}
-"""Message types of IANA's registries: answers to a request, and words on a packet of another connection."""
+_REQUEST, _REPLY, _ERROR = 0, 1, 2
+
+
+def _kinds_of_messages() -> npt.NDArray[np.int8]:
+    """Return what each message type is, ``(2, 65537)``: ICMP, ICMPv6; as IANA's registries have them."""
+    kinds = np.full((2, 65_537), _REQUEST, dtype=np.int8)  # a source may put anything where ports are
+    kinds[0, [0, 14, 16, 18]] = kinds[1, [129, 140]] = _REPLY
+    kinds[0, [3, 4, 5, 11, 12]] = kinds[1, [1, 2, 3, 4]] = _ERROR
+    return kinds
+
+
+_KIND = _kinds_of_messages()
 
 
 def is_icmp(protocol: IntColumn) -> Mask:
@@ -118,10 +127,7 @@ def icmp_answers(protocol: IntColumn, message_type: IntColumn) -> tuple[Mask, Ma
     Whoever sends an error was called: its receiver is the client.
 
     Shapes:
-        all ``(n,)``; a type of -1 is unknown.
+        all ``(n,)``; types 0 to 65,535, -1 is unknown.
     """
-    replies, errors = (
-        np.logical_or.reduce([(protocol == number) & np.isin(message_type, types) for number, types in table.items()])
-        for table in (_REPLIES, _ERRORS)
-    )
-    return replies, errors
+    kind = np.where(is_icmp(protocol), _KIND[(protocol == _ICMP6).astype(np.int64), message_type], _REQUEST)
+    return kind == _REPLY, kind == _ERROR

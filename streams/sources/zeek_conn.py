@@ -292,6 +292,8 @@ def _plain_fields(fields: Iterable[str]) -> tuple[str, ...]:
 
 def _text_ms(texts: Sequence[str | None]) -> IntColumn:
     seconds = text_floats(texts)
+    with np.errstate(over="ignore"):
+        time_ms = seconds * 1_000
     if np.isnan(seconds).any():
         return mixed_ms([text or "" for text in texts], 1)
-    return rounded_ms(seconds * 1_000)
+    return rounded_ms(time_ms)

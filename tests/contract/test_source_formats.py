@@ -2,16 +2,19 @@
 
 import json
 import re
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.source_catalogue import IS_CARRIED, message_of
-from schemas.flow import UNKNOWN
+from schemas.flow import MAX_MEASURE, UNKNOWN
 from streams.sources.format import Decoded
 from streams.sources.registry import ARGUMENTS, AUTO, FORMATS, format_of_file, source_format
-from tests.bench.fuzz_sources import FUZZED, as_seen, check, fuzz
+from tests.bench.fuzz_sources import FUZZED, Violation, as_seen, check, fuzz
+from tests.bench.mutations import messages
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "schemas/examples/sources"
@@ -146,5 +149,41 @@ def test_auto_knows_a_file_by_its_first_lines(name: str) -> None:
 
 @pytest.mark.parametrize("name", FUZZED)
 def test_mutated_records_get_a_verdict_and_nothing_else(name: str) -> None:
-    counts = fuzz(name, 600, seed=4)
-    assert counts["messages"] == 600 and counts["flows"] > 20 and counts["dead"] > 20
+    counts = fuzz(name, 2_000, seed=4)
+    assert counts["messages"] == 2_000 and counts["flows"] > 60 and counts["dead"] > 60
+
+
+class Broken:
+    """A format with a fault that only a verdict's laws show."""
+
+    name = "broken"
+
+    def __init__(self, fault: str) -> None:
+        self._fault = fault
+        self._reading = source_format("zeek-conn")
+
+    def decode(self, values: Sequence[bytes]) -> Decoded:
+        decoded = self._reading.decode(values)
+        if self._fault == "raises" and len(decoded.rejected) > 2:
+            raise KeyError("x")
+        for run in decoded.runs:
+            if self._fault == "bounds" and "bytes_out" in run.columns:
+                run.columns["bytes_out"] = run.columns["bytes_out"] + (MAX_MEASURE + 1)
+            if self._fault == "silence" and len(run.message) > 1:
+                run.message = run.message[:1]
+            if self._fault == "neighbours" and len(values) > 50:
+                run.columns["time_ms"] = run.columns["time_ms"] // 1_000 * 1_000
+        return decoded
+
+
+@pytest.mark.parametrize("fault", ["raises", "bounds", "silence", "neighbours"])
+def test_a_fault_of_a_decoder_is_a_violation(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.bench.fuzz_sources.source_format", lambda _name: Broken(fault))
+    with pytest.raises(Violation, match="zeek-conn, seed 4, batch"):
+        fuzz("zeek-conn", 2_000, seed=4)
+
+
+def test_the_same_seed_gives_the_same_mutations() -> None:
+    pool = list(map(message_of, CASES))
+    one, again = (list(islice(messages("1", pool), 2_000)) for _ in range(2))
+    assert one == again and len(set(one)) > 1_000 and list(islice(messages("2", pool), 2_000)) != one
