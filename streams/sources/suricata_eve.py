@@ -147,7 +147,7 @@ class SuricataEve(TypedFormat):
         columns["denied"] = coded_words(_DENIED, flow["action"])
         columns["continued"] = icmp_errors.astype(np.int64)
         instants = column["timestamp"] if self._time == "logged" else flow[self._time]
-        if None in instants:
+        if not all(instants):
             instants = tuple(
                 text or event.timestamp or event.flow.end or event.flow.start
                 for text, event in zip(instants, events, strict=True)
