@@ -17,11 +17,11 @@ from schemas.errors import ConfigurationError
 from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN
 from schemas.ids import is_external
 from schemas.tenant_log import IntColumn
-from streams.sources.coded import CodedRows, Names
-from streams.sources.draft import Draft, Words, coded_words, shown
-from streams.sources.envelopes import envelope_reader
+from streams.sources.coded import Coded, CodedRows, Names, names_of
+from streams.sources.draft import Draft, Words, shown
+from streams.sources.envelopes import Envelope
 from streams.sources.format import Decoded, LossSignal
-from streams.sources.identity import ADDRESS_PREFIX, Naming, address, code_names, is_private, outside_label, workload
+from streams.sources.identity import ADDRESS_PREFIX, Naming, address, is_private, name_coded, outside_label, workload
 from streams.sources.json_records import FAILURES, NotAFlow, Reading, split_records
 from streams.sources.orientation import (
     CLIENT_IS_DST,
@@ -33,21 +33,20 @@ from streams.sources.orientation import (
     server_port,
 )
 from streams.sources.remembered import Remembered
+from streams.sources.text_columns import Columns, lines_of
 from streams.sources.text_records import (
     LINES,
     NO_NUMBER,
     UNSET,
     Layout,
     Note,
-    NotOneLine,
-    Table,
+    WrappedLine,
+    heads,
     line_of,
-    read_table,
     runs_by_kind,
-    text_integers,
 )
 from streams.sources.times import rounded_ms
-from streams.sources.typed import Batch, add_run, choice, collect, directed
+from streams.sources.typed import Batch, add_run, choice, directed
 
 _VERSIONS = (
     # columns of each version, in the order of AWS's table
@@ -67,6 +66,7 @@ DEFAULT_FIELDS: dict[int, tuple[str, ...]] = {len(fields): fields for fields in 
 KNOWN_FIELDS = frozenset(_LISTS[-1]) | frozenset(
     ["resource-id", "encryption-status"]  # named by AWS for later versions; not used
 )
+_HEADS = heads(KNOWN_FIELDS)
 _NEEDED = frozenset({"srcaddr", "dstaddr", "end"})
 _AS_GOOD = {"pkt-srcaddr": "srcaddr", "pkt-dstaddr": "dstaddr", "start": "end"}
 
@@ -95,15 +95,7 @@ class _Subscription(msgspec.Struct, gc=False):
 
 
 _subscription = msgspec.json.Decoder(_Subscription, strict=False).decode
-_envelope = envelope_reader(())
 _CONTROL = "control-message"
-
-
-def _line_in_envelope(value: bytes) -> str:
-    text, _ = _envelope(value)
-    if not text or "\n" in text:
-        raise NotOneLine("not a line of text" if text else "the message is empty")
-    return text
 
 
 def _line(value: bytes) -> str:
@@ -131,7 +123,7 @@ def split_events(value: bytes) -> list[bytes]:
     return [event.message.encode() or b" " for event in subscription.logEvents]
 
 
-_ENVELOPES = Reading((_line_in_envelope, _line), split=split_events)
+_ENVELOPES = Reading((WrappedLine(Envelope()), _line), split=split_events)
 
 
 class AwsVpc:
@@ -151,7 +143,7 @@ class AwsVpc:
         self._naming: Naming[_Key] = Naming(_name_of)
         self._own: Remembered[str, bool] = Remembered(_has_interface)
         counts = " or ".join(map(str, sorted(self._fields)))
-        self._layout = Layout(" ", self._fields.get, _may_have_headers, _note, counts)
+        self._layout = Layout(" ", self._fields.get, _may_have_headers, _HEADS, _note, counts)
 
     @classmethod
     def configured(cls, arguments: Mapping[str, str]) -> "AwsVpc":
@@ -176,24 +168,22 @@ class AwsVpc:
         decoded = Decoded([], [])
         for is_json, start, stop in runs_by_kind(values):
             stretch = values if (start, stop) == (0, len(values)) else values[start:stop]
-            batch = collect(stretch, _ENVELOPES if is_json else LINES)
-            add_run(decoded, batch, self._rows(batch) if batch.records else None, start)
+            batch, columns = lines_of(stretch, _ENVELOPES if is_json else LINES, self._layout)
+            add_run(decoded, batch, None if columns is None else self._rows(batch, columns), start)
         return decoded
 
     def _is_own(self, names: Names) -> Mask:
         return np.fromiter(map(self._own.__getitem__, names.tolist()), dtype=np.bool_, count=len(names))
 
-    def _rows(self, batch: Batch) -> CodedRows | None:
-        table = read_table(batch, self._layout)
-        if table.cells:
-            table = _without_gaps(batch, table)
-        if not table.cells:
+    def _rows(self, batch: Batch, cells: Columns) -> CodedRows | None:
+        cells = _without_gaps(batch, cells)
+        if not cells.size:
             return None
-        draft, column, size = batch.draft, table.column, len(table.cells)
-        protocol = _bounded(draft, "protocol", text_integers(column("protocol")), 255)
-        src_port = _bounded(draft, "srcport", text_integers(column("srcport")), 65_535)
-        dst_port = _bounded(draft, "dstport", text_integers(column("dstport")), 65_535)
-        flags = _bounded(draft, "tcp-flags", text_integers(column("tcp-flags")), 255)
+        draft, size = batch.draft, cells.size
+        protocol = _bounded(draft, "protocol", cells.integers("protocol"), 255)
+        src_port = _bounded(draft, "srcport", cells.integers("srcport"), 65_535)
+        dst_port = _bounded(draft, "dstport", cells.integers("dstport"), 65_535)
+        flags = _bounded(draft, "tcp-flags", cells.integers("tcp-flags"), 255)
         has_flags = (flags > 0) & (protocol == _TCP)
         icmp = is_icmp(protocol)
         said = np.where(
@@ -204,18 +194,18 @@ class AwsVpc:
         said = np.where(icmp, CLIENT_IS_SRC, said)
         swapped = client_is_dst(src_port, dst_port, said)
         port = np.where(icmp, UNKNOWN, server_port(src_port, dst_port, swapped, said))
-        direction = coded_words(_DIRECTIONS, column("flow-direction"))
-        (src, dst), names = code_names(self._naming, *_keys(table, direction))
+        direction = cells.words(_DIRECTIONS, "flow-direction")
+        (src, dst), names = name_coded(self._naming, *_keys(cells, direction))
         unknown = np.full(size, UNKNOWN, dtype=np.int64)
         measures = {
-            "bytes_out": text_integers(column("bytes")),
+            "bytes_out": cells.integers("bytes"),
             "bytes_in": unknown,
-            "packets_out": text_integers(column("packets")),
+            "packets_out": cells.integers("packets"),
             "packets_in": unknown,
         }
         columns = directed(measures, swapped)
-        actions = column("action")
-        denied = coded_words(_ACTIONS, actions)
+        actions = cells.texts("action")
+        denied = cells.words(_ACTIONS, "action")
         draft.reject(
             denied == NO_NUMBER,
             Reason.INVALID_VALUE,
@@ -227,12 +217,12 @@ class AwsVpc:
         columns["continued"] = (swapped | ~begins).astype(np.int64)
         client, server = np.where(swapped, dst, src), np.where(swapped, src, dst)
         columns["side"] = _side(direction, swapped, self._is_own(names), client, server)
-        instants = column("end", "start") if self._at_end else column("start", "end")
-        interfaces = column("interface-id")
+        times = ("end", "start") if self._at_end else ("start", "end")
+        interfaces = cells.texts("interface-id")
         draft.host = lambda row: interfaces[row] if interfaces[row] != UNSET else None
         return draft.finish(
-            time_ms=rounded_ms(text_integers(instants).astype(np.float64) * 1_000),
-            time_shown=instants,
+            time_ms=rounded_ms(cells.integers(*times).astype(np.float64) * 1_000),
+            time_shown=cells.texts(*times),
             ends=(client, server, names),
             port=port,
             protocol=protocol,
@@ -261,52 +251,54 @@ def _bounded(draft: Draft, name: str, values: IntColumn, high: int) -> IntColumn
     return np.where(outside_bounds, UNKNOWN, values)
 
 
-def _without_gaps(batch: Batch, table: Table) -> Table:
+def _without_gaps(batch: Batch, cells: Columns) -> Columns:
     """Count lines that say that there was nothing, or that AWS skipped some: those tell of loss."""
-    states = table.column("log-status")
-    if not any(state in _NO_FLOW for state in set(states)):
-        return table
-    kinds = [_NO_FLOW.get(state or "") for state in states]
-    interfaces, starts = table.column("interface-id"), text_integers(table.column("start"))
+    states = cells.coded("log-status")
+    if _NO_FLOW.keys().isdisjoint(states.values.tolist()):
+        return cells
+    kind_of = [_NO_FLOW.get(state or "") for state in states.values.tolist()]
+    kinds = [kind_of[code] for code in states.codes.tolist()]
+    interfaces, starts = cells.texts("interface-id"), cells.integers("start", "end")
     message, index = batch.draft.message, batch.draft.index
     for row, kind in enumerate(kinds):
         if kind == _SKIPDATA:
             time_ms = int(rounded_ms(np.array([starts[row] * 1_000.0]))[0])
             where = int(message[row]), int(index[row])
             batch.signals.append(LossSignal(*where, _SKIPDATA, interfaces[row], UNKNOWN, time_ms))
-    left = Table()
-    at = 0
-    for fields, until in table.shapes:
-        for row in range(at, until):
-            if kinds[row] is None:
-                left.add(table.cells[row], fields)
-        at = until
     batch.skip(kinds)
-    return left
+    is_flow = np.array([kind is None for kind in kind_of], dtype=np.bool_)
+    return cells.take(np.flatnonzero(is_flow[states.codes]))
 
 
-def _keys(table: Table, direction: IntColumn) -> tuple[list[_Key], list[_Key]]:
+def _keys(cells: Columns, direction: IntColumn) -> tuple[list[Coded], list[Coded]]:
     """Return what names sources and destinations: the packet's own addresses, AWS's service, the ECS service."""
-    column = table.column
-    ends: list[list[_Key]] = []
-    service = column("ecs-service-name")
-    has_services = service.count(None) + service.count(UNSET) < len(service)
-    services = (column("ecs-cluster-name"), service)
+    ends: list[list[Coded]] = []
+    service, cluster = cells.coded("ecs-service-name"), cells.coded("ecs-cluster-name")
+    has_services = not _UNSET.issuperset(service.values.tolist())
     for end, owns in (("src", _EGRESS), ("dst", _INGRESS)):
-        where = column(f"{end}addr")
-        packet = column(f"pkt-{end}addr")
-        if packet.count(None) < len(packet):
-            where = [own if own and own != UNSET else other for own, other in zip(packet, where, strict=True)]
-        cloud = column(f"pkt-{end}-aws-service")
+        where, packet = cells.coded(f"{end}addr"), cells.coded(f"pkt-{end}addr")
+        if not _UNSET.issuperset(packet.values.tolist()):
+            where = _first_set(packet, where)
+        parts = [where, cells.coded(f"pkt-{end}-aws-service")]
         if has_services:  # they are the interface's own end's
-            mine = (direction == owns).tolist()
-            cluster, name = (
-                [text if is_mine else None for text, is_mine in zip(texts, mine, strict=True)] for texts in services
-            )
-            ends.append(list(zip(where, cloud, cluster, name, strict=True)))
-        else:
-            ends.append(list(zip(where, cloud, strict=True)))
+            parts += [_where(direction == owns, cluster), _where(direction == owns, service)]
+        ends.append(parts)
     return ends[0], ends[1]
+
+
+_UNSET = frozenset({None, "", UNSET})
+
+
+def _first_set(one: Coded, other: Coded) -> Coded:
+    """Return one column's texts, where they say something, else the other's."""
+    says = np.array([value not in _UNSET for value in one.values.tolist()], dtype=np.bool_)
+    values = np.concatenate([one.values, other.values])
+    return Coded(np.where(says[one.codes], one.codes, other.codes + len(one.values)), values)
+
+
+def _where(mask: Mask, column: Coded) -> Coded:
+    """Return a column's texts where a mask is true, else ``None``."""
+    return Coded(np.where(mask, column.codes, len(column.values)), names_of([*column.values.tolist(), None]))
 
 
 def _name_of(key: _Key) -> str:

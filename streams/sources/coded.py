@@ -39,7 +39,7 @@ def arrow_of(values: IntColumn) -> Any:
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
-def names_of(values: Sequence[str]) -> Names:
+def names_of(values: Sequence[str | None]) -> Names:
     """Return strings as an object array, also where there is none."""
     return np.array([*values, None], dtype=object)[:-1]
 

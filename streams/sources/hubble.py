@@ -16,7 +16,7 @@ import numpy as np
 from schemas.flow import PROTOCOL_NUMBERS, UNKNOWN
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Words, coded_words, integers
-from streams.sources.envelopes import in_envelope
+from streams.sources.envelopes import Wrapped
 from streams.sources.format import LossSignal
 from streams.sources.hubble_calls import not_a_packet, seen
 from streams.sources.hubble_records import Endpoint, Event, Flow, Ip, Layer4, Layer7, Other, Ports, Service
@@ -106,7 +106,7 @@ class Hubble(TypedFormat):
     """
 
     name = "hubble"
-    reading = Reading((_event, _other, in_envelope(_event, ("flow",)), in_envelope(_other, ("flow",))), _array)
+    reading = Reading((_event, _other, Wrapped(_event, ("flow",)), Wrapped(_other, ("flow",))), _array)
 
     def __init__(self, *, cluster: str | None = None, by_verdicts: bool = False) -> None:
         self._cluster = cluster

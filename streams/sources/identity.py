@@ -18,13 +18,14 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from itertools import chain, count
+from typing import Any
 
 import numpy as np
 
 from schemas.flow import MAX_NAME_BYTES
 from schemas.ids import EXTERNAL_PREFIX, stable_hash
 from schemas.tenant_log import IntColumn
-from streams.sources.coded import Names, names_of
+from streams.sources.coded import Coded, Names, in_order, names_of
 from streams.sources.domains import registered
 from streams.sources.remembered import Key, Remembered
 
@@ -247,3 +248,28 @@ def code_names(naming: Naming[Key], *columns: Sequence[Key]) -> tuple[list[IntCo
     rank = np.cumsum(first == np.arange(total)) - 1
     coded = codes[rank[first]]
     return np.split(coded, np.cumsum(sizes)[:-1]), names_of(list(code_of))
+
+
+def name_coded(naming: Naming[Any], *ends: Sequence[Coded]) -> tuple[list[IntColumn], Names]:
+    """Return the names of endpoints as `code_names` does, by keys whose parts are coded columns without nulls.
+
+    Args:
+        ends: of each column of endpoints the parts of its keys; a single part is the key itself.
+    """
+    code_of: dict[str, int] = {}
+    columns = []
+    for parts in ends:
+        key, size = parts[0].codes, len(parts[0].values)
+        for part in parts[1:]:
+            if size * len(part.values) >= 1 << 62:
+                key, size = in_order(key)
+            key, size = key * len(part.values) + part.codes, size * len(part.values)
+        dense, distinct = in_order(key)
+        first = np.empty(distinct, dtype=np.int64)
+        first[dense[::-1]] = np.arange(len(dense) - 1, -1, -1)  # the last assignment wins: each key's first row
+        values = [part.values[part.codes[first]].tolist() for part in parts]
+        keys = values[0] if len(values) == 1 else zip(*values, strict=True)
+        names = map(naming.__getitem__, keys)
+        codes = np.fromiter((code_of.setdefault(name, len(code_of)) for name in names), np.int64, count=distinct)
+        columns.append(codes[dense])
+    return columns, names_of(list(code_of))

@@ -8,7 +8,8 @@ Source: istio pkg/config/mesh accessLogFormat defaults (JSON); Envoy access log 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from schemas.dead_letter import Reason
 from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Words, coded_words, loose_integers
-from streams.sources.envelopes import envelope_reader
+from streams.sources.envelopes import Envelope
 from streams.sources.identity import (
     UNNAMED,
     Naming,
@@ -75,23 +76,37 @@ class _ProxyLog(msgspec.Struct, gc=False):
 
 _PROXY_LOG = "proxy-log"
 _record, _proxy_log = lax(Record), lax(_ProxyLog)
-_envelope = envelope_reader(("start_time", "upstream_cluster"), [("kubernetes", _Kubernetes | None, None)])
+_envelope = Envelope(("start_time", "upstream_cluster"), [("kubernetes", _Kubernetes | None, None)])
 _array = msgspec.json.Decoder(list[Record], strict=False).decode
 
 
-def _in_envelope(value: bytes) -> Record:
-    text, envelope = _envelope(value)
-    if not text.startswith("{"):
-        if text.startswith("["):
-            raise Explained("an access log as text: set accessLogEncoding to JSON")
-        raise NotAFlow(_PROXY_LOG)
-    piece = text.encode()
-    try:
-        record: Record = _record(piece)
-    except FAILURES as error:
-        if _explain(piece) is not None:
-            raise NotAFlow(_PROXY_LOG) from error
-        raise
+class _FromShipper:
+    """The decoder of access logs that Fluent Bit wrapped, with what it says of the pod."""
+
+    def __call__(self, value: bytes) -> Record:
+        """Decode one record; raises as decoders do."""
+        text, envelope = _envelope.take_apart(value)
+        if not text.startswith("{"):
+            if text.startswith("["):
+                raise Explained("an access log as text: set accessLogEncoding to JSON")
+            raise NotAFlow(_PROXY_LOG)
+        piece = text.encode()
+        try:
+            record: Record = _record(piece)
+        except FAILURES as error:
+            if _explain(piece) is not None:
+                raise NotAFlow(_PROXY_LOG) from error
+            raise
+        return _at_pod(envelope, record)
+
+    def leading(self, values: Sequence[bytes], start: int) -> tuple[int, Iterator[Record]]:
+        """Return how many messages from ``start`` on can be decoded at once, and an iterator that decodes them."""
+        texts, envelopes = _envelope.leading(islice(values, start, None))
+        # In this order: an envelope is taken before its record fails, and both go on with the next.
+        return len(texts), map(_at_pod, envelopes, map(_record, texts))
+
+
+def _at_pod(envelope: Any, record: Record) -> Record:
     if record.kubernetes is None:
         record.kubernetes = envelope.kubernetes
     return record
@@ -167,7 +182,7 @@ class IstioAccess(TypedFormat):
     """
 
     name = "istio-access"
-    reading = Reading((_record, _in_envelope), _array, explain=_explain)
+    reading = Reading((_record, _FromShipper()), _array, explain=_explain)
 
     def __init__(self, *, cluster: str | None = None) -> None:
         self._cluster = None if cluster == "-" else cluster

@@ -4,7 +4,7 @@ Messages are decoded one by one and never joined into one text: a hostile messag
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,8 @@ _any_value = msgspec.json.Decoder(msgspec.Raw)
 FAILURES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """All that decoding can raise on whatever bytes."""
 
-Read = Callable[[bytes], Any]
+Read = Callable[[Any], Any]
+"""Decodes bytes; decoders of msgspec take text, too."""
 
 
 class NotAFlow(msgspec.DecodeError):
@@ -146,15 +147,18 @@ class JsonRecords:
         """
         records, values = self.records, self._values
         usual = self._usual
-        decoding = map(usual, values[start:] if start else values)
         message = start
+        stop, decoding = self._decoding(start)
         while True:
             row = len(records)
             try:
                 # list.extend keeps what it took before an error, and the map goes on behind the message that failed.
                 records.extend(decoding)
                 message += len(records) - row
-                return message
+                if message == len(values):
+                    return message
+                if message == stop:
+                    stop, decoding = self._decoding(message)
             except FAILURES as error:
                 message += len(records) - row
                 value = values[message]
@@ -164,7 +168,18 @@ class JsonRecords:
                 message += 1
                 if self._usual is not usual:  # the topic's spelling is another one: others will follow
                     usual = self._usual
-                    decoding = map(usual, values[message:])
+                    stop, decoding = self._decoding(message)
+
+    def _decoding(self, start: int) -> tuple[int, Iterator[Any]]:
+        """Return an iterator that decodes messages from ``start`` on in the usual spelling, and where it stops."""
+        usual, values = self._usual, self._values
+        leading = getattr(usual, "leading", None)
+        if leading is not None:  # a spelling with a quicker way for many
+            count, decoding = leading(values, start)
+            if count:
+                return start + count, decoding
+            return start + 1, map(usual, values[start : start + 1])
+        return len(values), map(usual, values[start:] if start else values)
 
     def _read_irregular(self, message: int, value: bytes, error: Exception) -> None:
         row = len(self.records)

@@ -17,7 +17,7 @@ from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN, Po
 from schemas.tenant_log import IntColumn
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Words, coded_words, integers, scaled
-from streams.sources.envelopes import in_envelope
+from streams.sources.envelopes import Wrapped
 from streams.sources.identity import (
     NODE_PREFIX,
     Naming,
@@ -173,7 +173,7 @@ class NetObserv(TypedFormat):
     """
 
     name = "netobserv"
-    reading = Reading((_record, in_envelope(_record, ("TimeFlowStartMs",))), _array, explain=_explain)
+    reading = Reading((_record, Wrapped(_record, ("TimeFlowStartMs",))), _array, explain=_explain)
 
     def __init__(self, *, cluster: str | None = None, at_end: bool = True) -> None:
         self._cluster = cluster

@@ -16,7 +16,7 @@ from schemas.dead_letter import Reason
 from schemas.flow import PROTOCOL_NUMBERS, UNKNOWN, Port
 from streams.sources.coded import CodedRows
 from streams.sources.draft import Protocols, Words, coded_words, integers
-from streams.sources.envelopes import in_envelope
+from streams.sources.envelopes import Wrapped
 from streams.sources.identity import Naming, address, code_names
 from streams.sources.json_records import FAILURES, Reading
 from streams.sources.orientation import client_is_dst, icmp_answers, is_icmp, said_by_sensor, server_port
@@ -99,7 +99,7 @@ class SuricataEve(TypedFormat):
     """
 
     name = "suricata-eve"
-    reading = Reading((_event, in_envelope(_event, ("event_type",))), _array, explain=_explain)
+    reading = Reading((_event, Wrapped(_event, ("event_type",))), _array, explain=_explain)
 
     def __init__(self, *, time: str = _TIMES[0]) -> None:
         self._time = time

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, repeat
+from itertools import chain, islice, pairwise, repeat
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -13,7 +13,9 @@ import numpy.typing as npt
 from schemas.dead_letter import Reason
 from schemas.flow import UNKNOWN
 from schemas.tenant_log import IntColumn
+from streams.sources.envelopes import Envelope
 from streams.sources.json_records import Reading
+from streams.sources.orientation import Mask
 from streams.sources.typed import Batch
 
 UNSET = "-"
@@ -50,6 +52,27 @@ def line_of(value: bytes) -> str:
 LINES = Reading((line_of,))
 
 
+class WrappedLine:
+    """The decoder of lines that a log shipper wrapped."""
+
+    def __init__(self, envelope: Envelope) -> None:
+        self._envelope = envelope
+
+    def __call__(self, value: bytes) -> str:
+        """Return the line of one message; raises as decoders do."""
+        text, _ = self._envelope.take_apart(value)
+        if not text or "\n" in text:
+            raise NotOneLine("not a line of text" if text else "the message is empty")
+        return text
+
+    def leading(self, values: Sequence[bytes], start: int) -> tuple[int, Iterator[str]]:
+        """Return how many messages from ``start`` on can be decoded at once, and an iterator of their lines."""
+        texts = [text.strip() for text in self._envelope.leading(islice(values, start, None))[0]]
+        odd = (number for number, text in enumerate(texts) if not text or "\n" in text)
+        found = next(odd, len(texts))
+        return found, islice(texts, found)
+
+
 def runs_by_kind(values: Sequence[bytes]) -> Iterator[tuple[bool, int, int]]:
     """Return stretches of messages of one kind, as (is JSON, first, behind the last)."""
     heads = np.frombuffer(bytes([value[0] if value else 0 for value in values]), dtype=np.uint8)
@@ -82,6 +105,7 @@ class Layout:
         separator: between the cells of a line.
         fields: columns of a line by how many cells it has, for lines without a header; ``None`` if that fits none.
         may_have_notes: says of the first cells of lines whether any of the lines may be no record; quick, may err so.
+        note_heads: whether a line that is no record may start with a byte, ``(256,)``.
         note: reads a line that is no record; ``None`` for a record.
         expected: what ``fields`` takes, in words.
     """
@@ -89,6 +113,7 @@ class Layout:
     separator: str
     fields: Callable[[int], tuple[str, ...] | None]
     may_have_notes: Callable[[Sequence[str]], bool]
+    note_heads: Mask
     note: Callable[[list[str]], Note | None]
     expected: str
 
@@ -118,6 +143,23 @@ class Table:
             found.extend(repeat(None, until - at) if where is None else map(itemgetter(where), rows))
             at = until
         return found
+
+    def take(self, rows: IntColumn) -> "Table":
+        """Return some of the lines, by number."""
+        left = Table()
+        borders = [0, *(until for _, until in self.shapes)]
+        shapes = zip(self.shapes, borders, strict=False)
+        fields = list(chain.from_iterable(repeat(fields, until - at) for (fields, until), at in shapes))
+        for row in rows.tolist():
+            left.add(self.cells[row], fields[row])
+        return left
+
+
+def heads(starts: Iterable[str]) -> Mask:
+    """Return which bytes texts start with, ``(256,)``."""
+    mask = np.zeros(256, dtype=np.bool_)
+    mask[[ord(text[0]) for text in starts]] = True
+    return mask
 
 
 HEADER = "header"

@@ -100,11 +100,12 @@ def collect(values: Sequence[bytes], reading: Reading) -> Batch:
     found = JsonRecords(values, reading)
     found.collect(0)
     message, index = found.coordinates(0, len(values))
-    draft = Draft(message, index, found.payload_of(), _no_host, found.rejected)
+    draft = Draft(message, index, found.payload_of(), no_host, found.rejected)
     return Batch(found.records, draft, Counter(found.skipped))
 
 
-def _no_host(_row: int) -> str | None:
+def no_host(_row: int) -> str | None:
+    """Return the reporting host of records that name none."""
     return None
 
 

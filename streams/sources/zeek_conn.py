@@ -8,8 +8,9 @@ Source: Zeek's base/protocols/conn/main.zeek (fields, meaning of conn_state).
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any
 
 import msgspec
@@ -20,22 +21,21 @@ from schemas.dead_letter import Reason
 from schemas.errors import ConfigurationError
 from schemas.flow import PROTOCOL_NUMBERS, UNKNOWN
 from schemas.tenant_log import IntColumn
-from streams.sources.coded import CodedRows
+from streams.sources.coded import CodedRows, Names
 from streams.sources.draft import Draft, Protocols, Words, coded_words, integers
 from streams.sources.format import Decoded
-from streams.sources.identity import Naming, address, code_names
+from streams.sources.identity import ADDRESS_PREFIX, Naming, address, code_names, name_coded
 from streams.sources.json_records import Explained, NotAFlow, Reading
-from streams.sources.orientation import client_is_dst, icmp_answers, is_icmp, said_by_sensor, server_port
+from streams.sources.orientation import Mask, client_is_dst, icmp_answers, is_icmp, said_by_sensor, server_port
+from streams.sources.text_columns import Columns, lines_of, split_lines
 from streams.sources.text_records import (
     HEADER,
     LINES,
     UNSET,
     Layout,
     Note,
-    read_table,
+    heads,
     runs_by_kind,
-    text_floats,
-    text_integers,
 )
 from streams.sources.times import MAX_TIME_MS, mixed_ms, rounded_ms
 from streams.sources.typed import Batch, add_run, choice, collect, columns_of, directed
@@ -57,17 +57,25 @@ from streams.sources.zeek_records import (
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """A run's connections. Lists of text are as long as the arrays; -1 and NaN are unknown."""
+    """A run's connections, columns of equal length; -1 and NaN are unknown.
+
+    Attributes:
+        orig, resp: codes into ``names``.
+        is_stateless, has_failed, saw_handshake: what ``conn_state`` says: nothing, ``_STATES``, ``_HANDSHAKE``.
+    """
 
     ts: Sequence[Any]
     time_ms: IntColumn
-    orig_h: Sequence[str]
-    resp_h: Sequence[str]
+    orig: IntColumn
+    resp: IntColumn
+    names: Names
     orig_p: IntColumn
     resp_p: IntColumn
-    proto: Sequence[str | None]
+    proto: IntColumn
     ip_proto: IntColumn
-    state: Sequence[str | None]
+    is_stateless: Mask
+    has_failed: IntColumn
+    saw_handshake: IntColumn
     duration_s: npt.NDArray[np.float64]
     measures: dict[str, IntColumn]
 
@@ -82,7 +90,29 @@ _STATES = Words(
 _HANDSHAKE = Words({"OTH": 0, "SHR": 0}, 1)
 """Whether Zeek saw the first packet of a TCP connection, and so knows its originator."""
 _MEASURES = {"bytes_out": "orig_bytes", "bytes_in": "resp_bytes", "packets_out": "orig_pkts", "packets_in": "resp_pkts"}
-_UNKNOWN_STATES = frozenset({None, "", UNSET})
+_STATELESS = Words(dict.fromkeys((None, "", UNSET), 1), 0)
+_HEADS = heads("#")
+
+
+class _FromShipper:
+    """The decoder of records that a log shipper wrapped."""
+
+    def __init__(self, conn_of_line: Callable[[str], Conn]) -> None:
+        self._conn_of_line = conn_of_line
+
+    def __call__(self, value: bytes) -> Conn:
+        """Decode one record; raises as decoders do."""
+        text, _ = in_shipper.take_apart(value)
+        if text.startswith("{"):
+            return dotted_or_underscored(text.encode())
+        if text.startswith("#"):
+            raise NotAFlow(HEADER)
+        return self._conn_of_line(text)
+
+    def leading(self, values: Sequence[bytes], start: int) -> tuple[int, Iterator[Conn]]:
+        """Return how many messages from ``start`` on can be decoded at once, and an iterator that decodes them."""
+        texts, _ = in_shipper.leading(islice(values, start, None))
+        return len(texts), map(dotted_or_underscored, texts)
 
 
 class ZeekConn:
@@ -100,9 +130,9 @@ class ZeekConn:
         self._is_default = fields is None
         self._at_end = at_end
         self._naming: Naming[str] = Naming(address)
-        self._layout = Layout("\t", self._fields_of, _may_have_comments, _note, str(len(self._fields)))
+        self._layout = Layout("\t", self._fields_of, _may_have_comments, _HEADS, _note, str(len(self._fields)))
         self._reading = Reading(
-            (dotted, underscored, in_tag, with_nested_id, self._in_envelope), array, explain=explain
+            (dotted, underscored, in_tag, with_nested_id, _FromShipper(self._conn_of_line)), array, explain=explain
         )
 
     @classmethod
@@ -125,20 +155,28 @@ class ZeekConn:
         decoded = Decoded([], [])
         for is_json, start, stop in runs_by_kind(values):
             stretch = values if (start, stop) == (0, len(values)) else values[start:stop]
-            batch = collect(stretch, self._reading if is_json else LINES)
-            read = self._read_json if is_json else self._read_text
-            add_run(decoded, batch, read(batch) if batch.records else None, start)
+            if is_json:
+                self._add_json(decoded, stretch, start)
+            else:
+                self._add_lines(decoded, lines_of(stretch, LINES, self._layout), start)
         return decoded
 
-    # -- JSON ----------------------------------------------------------------------------------------------------------
+    def _add_json(self, decoded: Decoded, values: Sequence[bytes], start: int) -> None:
+        """Add what became of messages that are JSON: records, or lines that a shipper wrapped."""
+        lines = in_shipper.lines(values)
+        for is_line, first, behind in _runs([line is not None for line in lines]):
+            part = values if (first, behind) == (0, len(values)) else values[first:behind]
+            if is_line:
+                self._add_lines(decoded, split_lines(part, lines[first:behind], self._layout), start + first)
+            else:
+                batch = collect(part, self._reading)
+                add_run(decoded, batch, self._read_json(batch) if batch.records else None, start + first)
 
-    def _in_envelope(self, value: bytes) -> Conn:
-        text, _ = in_shipper(value)
-        if text.startswith("{"):
-            return dotted_or_underscored(text.encode())
-        if text.startswith("#"):
-            raise NotAFlow(HEADER)
-        return self._conn_of_line(text)
+    def _add_lines(self, decoded: Decoded, read: tuple[Batch, Columns | None], start: int) -> None:
+        batch, cells = read
+        add_run(decoded, batch, None if cells is None else self._read_text(batch, cells), start)
+
+    # -- JSON ----------------------------------------------------------------------------------------------------------
 
     def _conn_of_line(self, line: str) -> Conn:
         cells = line.split("\t")
@@ -155,23 +193,29 @@ class ZeekConn:
         if not records:
             return None
         column = columns_of(records, Conn)
+        (orig, resp), names = code_names(self._naming, column["orig_h"], column["resp_h"])
+        stateless = coded_words(_STATELESS, column["conn_state"]) > 0
+        # A record may lack its state, if it says that it is of this log.
+        stateless &= np.fromiter((r.path is None and r.stream is None for r in records), dtype=bool, count=len(records))
         return self._rows(
             _Columns(
                 column["ts"],
                 mixed_ms(column["ts"], 1),
-                column["orig_h"],
-                column["resp_h"],
+                orig,
+                resp,
+                names,
                 integers(column["orig_p"]),
                 integers(column["resp_p"]),
-                column["proto"],
+                coded_words(_PROTOCOLS, column["proto"]),
                 integers(column["ip_proto"]),
-                column["conn_state"],
+                stateless,
+                coded_words(_STATES, column["conn_state"]),
+                coded_words(_HANDSHAKE, column["conn_state"]),
                 np.array(column["duration"], dtype=np.float64),
                 {name: integers(column[field]) for name, field in _MEASURES.items()},
             ),
             batch.draft,
             lambda row: records[row].node or records[row].system or records[row].at_system,
-            [record.path or record.stream for record in records],
         )
 
     # -- text ----------------------------------------------------------------------------------------------------------
@@ -181,71 +225,58 @@ class ZeekConn:
             return self._fields
         return None
 
-    def _read_text(self, batch: Batch) -> CodedRows | None:
-        table = read_table(batch, self._layout)
-        draft, column = batch.draft, table.column
-        if not table.cells:
-            return None
+    def _read_text(self, batch: Batch, cells: Columns) -> CodedRows | None:
+        draft = batch.draft
 
         def ports(name: str) -> IntColumn:
-            values = text_integers(column(name))
+            values = cells.integers(name)
             draft.reject((values < UNKNOWN) | (values > 65_535), Reason.INVALID_VALUE, f"{name} must be 0 to 65535")
             return np.where((values < 0) | (values > 65_535), UNKNOWN, values)
 
-        nodes = column("_node_name", "_system_name")
-        ts = column("ts")
-        ip_proto = text_integers(column("ip_proto"))
+        nodes = cells.texts("_node_name", "_system_name")
+        ip_proto = cells.integers("ip_proto")
+        (orig, resp), names = name_coded(self._naming, [cells.coded("id.orig_h")], [cells.coded("id.resp_h")])
         return self._rows(
             _Columns(
-                ts,
-                _text_ms(ts),
-                [text or "" for text in column("id.orig_h")],
-                [text or "" for text in column("id.resp_h")],
+                cells.texts("ts"),
+                _text_ms(cells),
+                orig,
+                resp,
+                names,
                 ports("id.orig_p"),
                 ports("id.resp_p"),
-                column("proto"),
+                cells.words(_PROTOCOLS, "proto"),
                 np.where((ip_proto < 0) | (ip_proto > 255), UNKNOWN, ip_proto),
-                column("conn_state"),
-                text_floats(column("duration")),
-                {name: text_integers(column(field)) for name, field in _MEASURES.items()},
+                cells.words(_STATELESS, "conn_state") > 0,
+                cells.words(_STATES, "conn_state"),
+                cells.words(_HANDSHAKE, "conn_state"),
+                cells.floats("duration"),
+                {name: cells.integers(field) for name, field in _MEASURES.items()},
             ),
             draft,
             lambda row: nodes[row] if nodes[row] != UNSET else None,
-            None,
         )
 
     # -- both ----------------------------------------------------------------------------------------------------------
 
-    def _rows(
-        self,
-        conns: _Columns,
-        draft: Draft,
-        host: Callable[[int], str | None],
-        logs: Sequence[str | None] | None,
-    ) -> CodedRows | None:
+    def _rows(self, conns: _Columns, draft: Draft, host: Callable[[int], str | None]) -> CodedRows | None:
         draft.host = host
-        if not _UNKNOWN_STATES.isdisjoint(conns.state):
-            stateless = np.fromiter((s in _UNKNOWN_STATES for s in conns.state), dtype=bool, count=len(conns.state))
-            if logs is not None:  # a conn record may lack its state, if it says that it is one
-                stateless &= np.fromiter((log is None for log in logs), dtype=bool, count=len(logs))
-            draft.reject(stateless, Reason.MALFORMED, "no conn_state, and no _path says which log this is")
-        protocol = coded_words(_PROTOCOLS, conns.proto)
-        unnamed = (protocol == UNKNOWN) & (conns.ip_proto >= 0)
-        protocol = np.where(unnamed, conns.ip_proto, protocol)
+        orig, resp, names = conns.orig, conns.resp, conns.names
+        reason = "no conn_state, and no _path says which log this is"
+        draft.reject(conns.is_stateless, Reason.MALFORMED, reason)
+        protocol = np.where((conns.proto == UNKNOWN) & (conns.ip_proto >= 0), conns.ip_proto, conns.proto)
         icmp = is_icmp(protocol)
-        for row in np.flatnonzero(protocol == _ICMP).tolist():
-            if ":" in conns.orig_h[row]:
-                protocol[row] = _ICMP6
-        handshake = coded_words(_HANDSHAKE, conns.state) > 0
-        said = said_by_sensor(conns.orig_p, conns.resp_p, handshake, protocol == _TCP)
+        if icmp.any():  # Zeek calls both the same
+            is_v6 = np.array([":" in name.removeprefix(ADDRESS_PREFIX) for name in names.tolist()], dtype=np.bool_)
+            protocol = np.where((protocol == _ICMP) & is_v6[orig], _ICMP6, protocol)
+        said = said_by_sensor(conns.orig_p, conns.resp_p, conns.saw_handshake > 0, protocol == _TCP)
         swapped = client_is_dst(conns.orig_p, conns.resp_p, said)
         port = server_port(conns.orig_p, conns.resp_p, swapped, said)
         replies, icmp_errors = icmp_answers(protocol, conns.orig_p)  # Zeek keeps type and code where ports are
         port = np.where(icmp, UNKNOWN, port)
         swapped = np.where(icmp, replies | icmp_errors, swapped)
-        (orig, resp), names = code_names(self._naming, conns.orig_h, conns.resp_h)
         columns = directed(conns.measures, swapped)
-        columns["errors"] = np.where(protocol == _TCP, coded_words(_STATES, conns.state), UNKNOWN)
+        columns["errors"] = np.where(protocol == _TCP, conns.has_failed, UNKNOWN)
         with np.errstate(invalid="ignore", over="ignore"):
             took_us = np.where(conns.duration_s >= 0, np.minimum(conns.duration_s * 1e6, 1e18), UNKNOWN)
         took = np.nan_to_num(took_us, nan=UNKNOWN).astype(np.int64)
@@ -264,6 +295,15 @@ class ZeekConn:
             protocol=protocol,
             columns=columns,
         )
+
+
+def _runs(flags: Sequence[bool]) -> Iterator[tuple[bool, int, int]]:
+    """Return stretches of equal flags, as (flag, first, behind the last)."""
+    start = 0
+    for flag, group in groupby(flags):
+        stop = start + sum(1 for _ in group)
+        yield flag, start, stop
+        start = stop
 
 
 def _may_have_comments(first_cells: Sequence[str]) -> bool:
@@ -290,10 +330,10 @@ def _plain_fields(fields: Iterable[str]) -> tuple[str, ...]:
     return tuple(map(_plain, fields))
 
 
-def _text_ms(texts: Sequence[str | None]) -> IntColumn:
-    seconds = text_floats(texts)
+def _text_ms(cells: Columns) -> IntColumn:
+    seconds = cells.floats("ts")
     with np.errstate(over="ignore"):
         time_ms = seconds * 1_000
     if np.isnan(seconds).any():
-        return mixed_ms([text or "" for text in texts], 1)
+        return mixed_ms([text or "" for text in cells.texts("ts")], 1)
     return rounded_ms(time_ms)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import msgspec
 
 from schemas.flow import Port
-from streams.sources.envelopes import envelope_reader
+from streams.sources.envelopes import Envelope
 from streams.sources.json_records import FAILURES, NotAFlow
 from streams.sources.typed import lax
 
@@ -102,10 +102,10 @@ class _Kind(msgspec.Struct, gc=False, rename={"path": "_path", "stream": "@strea
 dotted, _underscored_or_both, _nested, _tagged, _kind = map(lax, (Conn, _underscored_type(), _Nested, _Tagged, _Kind))
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 array = msgspec.json.Decoder(list[Conn], strict=False).decode
-in_shipper = envelope_reader(("ts", "id.orig_h"))
+in_shipper = Envelope(("ts", "id.orig_h"))
 
 
-def underscored(value: bytes) -> Any:
+def underscored(value: bytes | str) -> Any:
     """Decode a record whose keys have underscores."""
     record = _underscored_or_both(value)
     if bytes(record.twice):  # no record may be read in two ways, whatever its neighbours are
@@ -142,7 +142,7 @@ def log_name(name: str) -> str:
     return name if name in LOGS else OTHER
 
 
-def explain(piece: bytes) -> str | None:
+def explain(piece: bytes | str) -> str | None:
     """Return the log that a record without a connection's addresses is of."""
     try:
         kind = _kind(piece)
@@ -157,7 +157,7 @@ def explain(piece: bytes) -> str | None:
     return None if name is None or name == CONN else log_name(name)
 
 
-def dotted_or_underscored(value: bytes) -> Conn:
+def dotted_or_underscored(value: bytes | str) -> Conn:
     """Decode a record in either of the usual spellings; raises `NotAFlow` for those of other logs."""
     try:
         record: Conn = dotted(value)

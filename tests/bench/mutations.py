@@ -232,5 +232,9 @@ def _shaped(bits: Bits, shape: int, value: bytes, other: bytes, third: bytes) ->
         return b"[" + b",".join([value, other, third]) + b"]"
     if shape < 16:
         return b"\n".join([value, other, b"", _mutate_bytes(bits, Laid(third, ()))])
-    key = "message" if shape & 1 else "log"
+    return wrapped(value, "message" if shape & 1 else "log")
+
+
+def wrapped(value: bytes, key: str = "message") -> bytes:
+    """Return a message as a log shipper wraps it."""
     return json.dumps({key: value.decode(errors="replace"), "@timestamp": "x"}).encode()
