@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from streams.result import Refusal
-from streams.sources.envelopes import in_envelope
+from streams.sources.envelopes import Wrapped
 from streams.sources.json_records import FAILURES, Reading, refusal_of, split_records
 from streams.sources.otlp_names import RESOURCE_KEYS
 from streams.sources.otlp_spans import MAX_RESOURCE_BYTES, Alone
@@ -152,7 +152,7 @@ def _kind_of(piece: bytes) -> str | None:
 
 
 READING = Reading(
-    (read_document, in_envelope(read_document, (_SPANS,))),
+    (read_document, Wrapped(read_document, (_SPANS,))),
     msgspec.json.Decoder(list[Document], strict=False).decode,
     explain=_kind_of,
 )
@@ -199,7 +199,7 @@ _ALONE = b'{"resourceSpans":[{"resource":%s,"scopeSpans":[{"spans":[%s]}]}]}'
 
 def _raw_spans(piece: bytes) -> list[tuple[bytes, bytes]] | None:
     """Return resource and text of each span of a document, ``None`` where it is none."""
-    for read in (_raw_document, in_envelope(_raw_document, (_SPANS,))):
+    for read in (_raw_document, Wrapped(_raw_document, (_SPANS,))):
         try:
             document: _RawDocument = read(piece)
         except FAILURES:
