@@ -33,6 +33,8 @@ class DetectionConfig(msgspec.Struct, frozen=True):
             counts as a clock. 0.15 takes a jitter of half the interval for one, and chance never.
         close_after_windows: windows without new evidence after which a finding closes.
         update_every_windows: a finding that goes on is updated at most this often, unless its severity rises.
+        outside_prefix_v4, outside_prefix_v6: bits of an address of the internet that its name keeps (docs/inventory.md
+            says why so many); fewer make fewer and coarser nodes.
         max_edges_per_tenant: cardinality bound; beyond it new edges are summed in ``overflow``.
         loss_quiet_windows: after the last sign that a source loses data, removed edges and drops stay withheld for so
             many windows; larger is more careful.
@@ -64,6 +66,8 @@ class DetectionConfig(msgspec.Struct, frozen=True):
     beacon_max_dispersion: float = 0.15
     close_after_windows: int = 5
     update_every_windows: int = 15
+    outside_prefix_v4: int = 16
+    outside_prefix_v6: int = 32
     max_edges_per_tenant: int = 200_000
     loss_quiet_windows: int = 5
     loss_min_records: int = 1
@@ -81,6 +85,8 @@ THRESHOLDS_SINCE_4 = frozenset(
         "beacon_min_contacts",
         "beacon_min_hours",
         "beacon_max_dispersion",
+        "outside_prefix_v4",
+        "outside_prefix_v6",
         "loss_quiet_windows",
         "loss_min_records",
         "late_min_share",
@@ -90,7 +96,8 @@ THRESHOLDS_SINCE_4 = frozenset(
         "silent_host_max_windows",
     }
 )
-"""Thresholds that decide something from logic version 3 on; workers before do not know them."""
+"""Thresholds that workers before logic version 3 do not know: until it is in force, they have no effect and no state
+holds them (models/graph/declaration.py)."""
 _FirstThresholds = msgspec.defstruct(
     "FirstThresholds",
     [(name, kind) for name, kind in get_type_hints(DetectionConfig).items() if name not in THRESHOLDS_SINCE_4],

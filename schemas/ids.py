@@ -8,6 +8,12 @@ ServiceId = NewType("ServiceId", str)
 
 EXTERNAL_PREFIX = "ext:"
 """A service whose name starts so lies outside the tenant's own estate (internet, SaaS, cloud API)."""
+NETWORK_PREFIX = "net:"
+"""A service whose name starts so is all hosts of a part of the estate's network."""
+ADDRESS_PREFIX = "ip:"
+"""An endpoint that a record names by its address alone; the state machine finds its name (models/graph/naming.py)."""
+LABEL_PREFIX = "label:"
+"""An endpoint that a record names by its labels alone, ``label:NAMESPACE/k=v,...``."""
 
 _INDEX_BITS = 20
 MAX_RECORDS_PER_MESSAGE = (1 << _INDEX_BITS) - 1

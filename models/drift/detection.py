@@ -1,6 +1,7 @@
 """What a detector returns: one thing that is not as expected in one window. Values; findings.py gives it a life."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from schemas.drift import DriftKind, EdgeRef, Evidence, Severity
 
@@ -33,6 +34,13 @@ class Detection:
     def sort_key(self) -> tuple[str, str, str, int, int]:
         """Order that depends on content alone."""
         return (self.kind, self.src, self.dst, self.port, self.protocol)
+
+    def rename(self, names: Mapping[str, str]) -> "Detection":
+        """Return the same of services that have other names now."""
+        edges = (EdgeRef(names.get(e.src, e.src), names.get(e.dst, e.dst), e.port, e.protocol) for e in self.edges)
+        return replace(
+            self, src=names.get(self.src, self.src), dst=names.get(self.dst, self.dst), edges=tuple(sorted(set(edges)))
+        )
 
 
 def rounded(value: float) -> float:

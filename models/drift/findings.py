@@ -3,7 +3,7 @@
 One open finding per fingerprint. An early Create is settled by exactly one Update when a window that shows it closes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from models.drift.beacon import interval_ms_of
@@ -93,6 +93,7 @@ class FindingBook:
     """Open findings, episodes of closed ones, and incidents that can still be joined.
 
     Attributes:
+        open: by the fingerprint of what they are about now; one whose services were renamed was published by another.
         episode_floor: no forgotten fingerprint had more episodes; starting there keeps every id unique.
     """
 
@@ -170,6 +171,32 @@ class FindingBook:
         finding.last_evidence_index = index
         finding.last_update_index = index
 
+    def rename(self, scope: Scope, index: int, names: Mapping[str, str]) -> list[DriftEvent]:
+        """Follow services that got other names; ``index``: the last window judged.
+
+        A finding goes on under the identity it was published with. Of several that are about the same from here on,
+        the oldest does, and the others close.
+        """
+        events = []
+        found = sorted(self.open.values(), key=lambda f: (f.opened_index, f.fingerprint, f.episode))
+        self.open = {}
+        for finding in found:
+            renamed = finding.detection.rename(names)
+            if renamed != finding.detection:
+                finding.detection = renamed
+                # The name may come to stand for another service, whose episodes must not be taken for these.
+                self._remember(finding.fingerprint, finding.episode + 1)
+            key = _fingerprint(scope, finding.detection)
+            if key not in self.open:
+                self.open[key] = finding
+                continue
+            at = max(index, finding.last_evidence_index)
+            events.append(_event(scope, finding, Activity.CLOSE, at, close_reason="renamed"))
+            self._remember(finding.fingerprint, finding.episode + 1)
+        for incident in self.incidents:
+            incident.services = {names.get(service, service) for service in incident.services}
+        return events
+
     def close_indexes(self, scope: Scope) -> list[int]:
         """Return the window indexes at which an open finding may end."""
         return [_close_index(scope, finding) for finding in self.open.values()]
@@ -220,20 +247,24 @@ class FindingBook:
             if reason:
                 events.append(_event(scope, finding, Activity.CLOSE, index, close_reason=reason))
                 del self.open[fingerprint]
-                self._remember(fingerprint, finding.episode + 1)
+                self._remember(finding.fingerprint, finding.episode + 1)
         return events
 
     def _remember(self, fingerprint: str, episodes: int) -> None:
-        self.closed.pop(fingerprint, None)
-        self.closed[fingerprint] = episodes
+        self.closed[fingerprint] = max(episodes, self.closed.pop(fingerprint, 0))
         while len(self.closed) > MAX_REMEMBERED:
             self.episode_floor = max(self.episode_floor, self.closed.pop(next(iter(self.closed))))
 
 
-def _fingerprint(scope: Scope, detection: Detection) -> str:
+def key_of(tenant: str, lane: str, detection: Detection) -> str:
+    """Return the key of a finding among a tenant's open ones in a lane."""
     return fingerprint_of(
-        scope.tenant, scope.lane, detection.kind, detection.src, detection.dst, detection.port, detection.protocol
+        tenant, lane, detection.kind, detection.src, detection.dst, detection.port, detection.protocol
     )
+
+
+def _fingerprint(scope: Scope, detection: Detection) -> str:
+    return key_of(scope.tenant, scope.lane, detection)
 
 
 def _close_index(scope: Scope, finding: Finding) -> int:

@@ -289,6 +289,8 @@ def _close_window(
         state = lane.tenant_state(tenant)
         state.closed_windows += 1
         state.edges.candidates = None
+        if state.settling is not None and state.settling.close(registry, state.closed_windows):
+            state.settling = None
         if state.edges.quarantine:
             registry.release([number for number, last in state.edges.quarantine if last <= table.index])
             state.edges.quarantine = [entry for entry in state.edges.quarantine if entry[1] > table.index]

@@ -131,33 +131,33 @@ def _believed_times(lane: LaneState, record: LogRecord, columns: dict[str, IntCo
 
 def _numbers(lane: LaneState, edges: Sequence[EdgeIdentity], used: IntColumn | None) -> tuple[IntColumn, list[int]]:
     """Return edge numbers by code, and the numbers that are new."""
-    number_of = lane.registry.edge_number.get
-    found, missing = lane.registry.numbers_of(edges, lane.named)
+    registry = lane.registry
+    found, looked_up = registry.numbers_of(edges, lane.named, used)
     new: list[int] = []
-    if missing:
-        wanted = range(len(edges)) if used is None else np.unique(used).tolist()
-        if used is not None:
-            missing = {code: missing[code] for code in wanted if code in missing}
-        for code, identity in missing.items():
-            again = number_of(identity)
-            if again is not None:
-                found[code] = again
-                continue
-            state = lane.tenant_state(lane.registry.tenant(identity[0])).edges
-            cap = lane.detection(identity[0]).max_edges_per_tenant
-            found[code], is_new = admit(lane.registry, state, identity, cap, lane.windows)
-            if is_new:
-                note(lane, int(found[code]))
-                new.append(int(found[code]))
-        if new:
-            # An admission can push out another edge of this very record: look again.
-            overflow = {t: s.edges.overflow for t, s in lane.tenants.items() if s.edges.overflow is not None}
-            if overflow:
-                identities, tenant_of = lane.registry.identities, lane.registry.edge.array["tenant"]
-                for code in wanted:
-                    if identities[found[code]] is None:
-                        found[code] = overflow[int(tenant_of[found[code]])]
-                new = [number for number in new if identities[number] is not None]
+    for code, (_, identity) in looked_up.items():
+        if found[code] >= 0:
+            continue
+        again = registry.edge_number.get(identity)
+        if again is not None:
+            found[code] = again
+            continue
+        state = lane.tenant_state(registry.tenant(identity[0])).edges
+        cap = lane.detection(identity[0]).max_edges_per_tenant
+        found[code], is_new = admit(registry, state, identity, cap, lane.windows)
+        if is_new:
+            note(lane, int(found[code]))
+            new.append(int(found[code]))
+    if new:
+        # An admission can push out another edge of this very record: look again.
+        overflow = {t: s.edges.overflow for t, s in lane.tenants.items() if s.edges.overflow is not None}
+        if overflow:
+            tenant_of = registry.edge.array["tenant"]
+            for code in range(len(edges)) if used is None else np.unique(used).tolist():
+                if registry.identities[found[code]] is None:
+                    found[code] = overflow[int(tenant_of[found[code]])]
+            new = [number for number in new if registry.identities[number] is not None]
+    for code, (given, _) in looked_up.items():
+        lane.note_names(int(found[code]), given)
     return np.maximum(found, 0), new
 
 

@@ -4,6 +4,8 @@ Eight buckets an octave, as in HdrHistogram (https://hdrhistogram.org): a quanti
 12.5 % of its value, and by 6 % where the values of its bucket lie evenly.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -59,6 +61,13 @@ class SparseCounts:
         self._keys = keys[starts]
         self._counts = np.add.reduceat(counts, starts) if len(starts) else counts
         self._pending, self._pending_size = [], 0
+
+    def renumber(self, keys_of: Callable[[IntColumn], IntColumn]) -> None:
+        """Count what was counted by other keys from here on; keys that become one are added up."""
+        self._compact()
+        self._pending = [(keys_of(self._keys), self._counts)]
+        self._keys = self._counts = np.empty(0, dtype=np.int64)
+        self._compact()
 
     def items(self) -> tuple[IntColumn, IntColumn]:
         """Return ``(keys, counts)``, keys ascending and unique."""

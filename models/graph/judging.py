@@ -121,6 +121,8 @@ def judge_structure(
     is_news &= ~border.scan & ~border.open
     for row in np.flatnonzero(is_news).tolist():
         number = int(present[row])
+        if lane.was_known(number):
+            continue
         facts = lane.facts(number, int(calls[row]), int(edge["first_seen_ms"][number]))
         unknown[int(edge["tenant"][number])].append(facts)
     for tenant, facts_of_tenant in unknown.items():
@@ -153,7 +155,7 @@ def _judge_sources(
     counted = np.flatnonzero(~border.inbound)
     np.add.at(denied, src[counted], np.minimum(chosen[MEASURE_INDEX["denied"]][counted], _MAX_DENIED))
     tenants = service["tenant"][sources]
-    judged = learned[tenants] & service["known"][sources]
+    judged = learned[tenants] & service["known"][sources] & ~np.isin(sources, lane.unsettled())
     habit = open_services(lane, OUTBOUND)[sources] & (lane.logic >= PRODUCERS_OWN)
     for kind, observed, usual_name, limit in (
         (DriftKind.FAN_OUT_BURST, fan_out[sources], "fan_out_max", structural.fan_out_limit),

@@ -1,5 +1,6 @@
 """What is known of one lane in one partition. Rows change it (folding.py), and the watermark (closing.py). Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,8 +15,10 @@ from models.graph.admission import TenantEdges
 from models.graph.clock import LaneClock
 from models.graph.guard import SourceGuard
 from models.graph.logic import LOGIC_VERSION, PRODUCERS_OWN
-from models.graph.naming import Naming
+from models.graph.naming import LITERAL, Naming
 from models.graph.registry import Registry
+from models.graph.rules import Rules
+from models.graph.settling import Settling
 from models.graph.sight import first_sight_ms
 from models.graph.window import WindowTable
 from schemas.detection import DetectionConfig
@@ -36,12 +39,14 @@ class TenantState:
     Attributes:
         closed_windows: windows with traffic that have closed; the tenant learns until it has enough.
         is_newcomer: another live lane had learned the tenant already when this one first heard of it.
+        settling: present while the names of the tenant's endpoints have just changed.
     """
 
     closed_windows: int = 0
     edges: TenantEdges = field(default_factory=TenantEdges)
     book: FindingBook = field(default_factory=FindingBook)
     is_newcomer: bool = False
+    settling: Settling | None = None
 
 
 class LaneState:
@@ -51,9 +56,10 @@ class LaneState:
         closed_index: windows with a smaller index are closed; None before the first watermark.
         judged_index: deadlines up to the end of this window have fired.
         quiet_floor: silence before the end of this window counts for nothing: records may be missing.
-        logic: the logic version in force, set with every record.
+        logic: the logic version in force.
         beside: the other live lanes (models/graph/corroboration.py), set with every record.
         guard: what is known of its sources: whether they lose data.
+        rules_of: each tenant's inventory.
     """
 
     def __init__(self, config: LaneConfig) -> None:
@@ -71,17 +77,38 @@ class LaneState:
         self.guard = SourceGuard()
         self.logic = LOGIC_VERSION
         self.beside: tuple[LaneState, ...] = ()
-        self._naming = Naming()
+        self.rules_of: Mapping[str, Rules] = {}
+        self._namings: dict[str, Naming] = {}
 
-    def follow(self, logic: int) -> None:
-        """Judge by a logic version from here on."""
-        if logic != self.logic:
-            self.registry.forget_spellings()
-        self.logic = logic
+    def naming(self, tenant: str) -> Naming:
+        """Return how a tenant's endpoints are named here."""
+        naming = self._namings.get(tenant)
+        if naming is None:
+            naming = self._namings[tenant] = self._make_naming(tenant)
+        return naming
+
+    def _make_naming(self, tenant: str) -> Naming:
+        if self.logic < PRODUCERS_OWN:
+            return LITERAL
+        config = self.detection(tenant)
+        return Naming(self.rules_of.get(tenant), config.outside_prefix_v4, config.outside_prefix_v6)
+
+    def forget_namings(self) -> None:
+        """Name everything anew from here on: rules, settings or the logic version have changed."""
+        self._namings.clear()
+        self.registry.forget_spellings()
 
     def named(self, edge: EdgeIdentity) -> EdgeIdentity:
         """Return the edge that a record's edge counts to."""
-        return self._naming.edge(edge) if self.logic >= PRODUCERS_OWN else edge
+        return self.naming(edge[0]).edge(edge)
+
+    def note_names(self, number: int, given: EdgeIdentity) -> None:
+        """Note what a record calls the ends of an edge that counts to ``number``."""
+        if self.logic >= PRODUCERS_OWN:
+            self.registry.note_given(number, given)
+            settling = self.tenant_state(int(self.registry.edge.array["tenant"][number])).settling
+            if settling is not None:
+                settling.note(self.registry, number, given)
 
     def declare(self, config: LaneConfig) -> None:
         """Take over a newer declaration. The window length stays: closed windows are cut by it."""
@@ -155,7 +182,9 @@ class LaneState:
         """Say whether what is new of a tenant may be told before its window closes."""
         state = self.tenants.get(tenant)
         cap = self.detection(self.registry.tenants[tenant]).max_edges_per_tenant
-        return state is not None and self.has_learned(tenant) and state.edges.count * 2 <= cap
+        if state is None or state.settling is not None:
+            return False
+        return self.has_learned(tenant) and state.edges.count * 2 <= cap
 
     def window(self, index: int) -> WindowTable:
         """Return an open window, made on its first rows."""
@@ -172,7 +201,7 @@ class LaneState:
         assert identity is not None
         edge, service = self.registry.edge.array, self.registry.service.array
         src, dst = int(edge["src"][number]), int(edge["dst"][number])
-        return structural.EdgeFacts(
+        facts = structural.EdgeFacts(
             ref=EdgeRef(*identity[1:]),
             src_known=bool(service["known"][src] or service["vouched"][src]),
             dst_known=bool(service["known"][dst] or service["vouched"][dst]),
@@ -181,3 +210,17 @@ class LaneState:
             first_ms=first_ms,
             history=self.tenants[int(edge["tenant"][number])].closed_windows,
         )
+        settling = self.tenants[int(edge["tenant"][number])].settling
+        return facts if settling is None else settling.facts(self.registry, number, facts)
+
+    def was_known(self, number: int) -> bool:
+        """Say whether an unknown edge is only a known one by another name."""
+        state = self.tenants[int(self.registry.edge.array["tenant"][number])]
+        return state.settling is not None and state.settling.was_known(self.registry, number)
+
+    def unsettled(self) -> IntColumn:
+        """Return the services whose peers and refusals may differ by their names alone from what was usual."""
+        parts = [
+            state.settling.unsettled(self.registry) for state in self.tenants.values() if state.settling is not None
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)

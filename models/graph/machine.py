@@ -1,19 +1,25 @@
 """The state machine of one `tenant-log` partition: a pure function of the log up to an offset, of nothing else."""
 
+from collections.abc import Callable
+from functools import partial
+
 import msgspec
 
 from models.graph import corroboration
 from models.graph.closing import advance, close_all
+from models.graph.declaration import declared_by, first_fields, without_later_fields
 from models.graph.folding import fold
 from models.graph.guarding import note_losses
 from models.graph.lane import LaneState
-from models.graph.logic import IDLE_EXPIRES, LOGIC_VERSION, Logic
+from models.graph.logic import IDLE_EXPIRES, LOGIC_VERSION, PRODUCERS_OWN, Logic
 from models.graph.output import Output
+from models.graph.renaming import rename
+from models.graph.rules import Document, Rules, read_document
 from models.graph.taken import TakenOrigins
 from schemas.detection import DetectionConfig
 from schemas.errors import LogicVersionError, LossDetected
-from schemas.ids import stable_hash
-from schemas.tenant_log import Control, LaneConfig, LogRecord, Member, Progress, as_known_before, unpack_positions
+from schemas.inventory import INVENTORY
+from schemas.tenant_log import Control, LaneConfig, LogRecord, Progress, unpack_positions
 
 TENANT_SETTINGS = "tenant-settings"
 """Kind of control whose value overrides ``DetectionConfig`` fields of one tenant."""
@@ -31,7 +37,9 @@ class Machine:
         offset: offset of the last applied log record; -1 before the first.
         applied: highest applied coordinate per source partition.
         settings: overridden detection fields per tenant.
+        inventories: rules by which services are named, per tenant; not before logic version `PRODUCERS_OWN`.
         taken: replayed dead letters that were folded, here or in another partition of the log.
+        stored: digests of the inventory's documents that the last checkpoint holds; nothing judges by it.
         logic: the logic version in force.
 
     Args:
@@ -45,7 +53,9 @@ class Machine:
         self.applied: dict[tuple[str, int], int] = {}
         self.lanes: dict[str, LaneState] = {}
         self.settings: dict[str, dict[str, int | float]] = {}
+        self.inventories: dict[str, Rules] = {}
         self.taken = TakenOrigins()
+        self.stored: frozenset[str] = frozenset()
 
     def apply(self, offset: int, record: LogRecord) -> Output:
         """Apply one record; a record at or below ``offset`` that was applied already changes nothing.
@@ -64,12 +74,11 @@ class Machine:
                 f"from offset {offset} on logic version {logic.in_force} is in force, this worker runs {self.can_run} "
                 "at most: update it; its partitions go to workers that can"
             )
-        self.logic = logic
-        output = Output()
+        output = self._follow(logic)
         for control in record.controls:
-            self._apply_control(control, record)
+            output.extend(self._apply_control(control, record))
         if record.lane is not None:
-            output = self._apply_to_lane(record, record.lane)
+            output.extend(self._apply_to_lane(record, record.lane))
         if record.origin is not None and record.elsewhere is not None:
             self.taken.add(record.origin, unpack_positions(record.elsewhere))
         for progress in record.progress:
@@ -108,28 +117,83 @@ class Machine:
             for window in lane.windows.values():
                 window.incomplete.add("loss")
 
-    def _apply_control(self, control: Control, record: LogRecord) -> None:
+    def _follow(self, logic: Logic) -> Output:
+        """Take over who was heard of; a version newly in force may name services otherwise."""
+        if logic.in_force == self.logic.in_force:
+            self.logic = logic
+            return Output()
+
+        def change() -> None:
+            self.logic = logic
+            for lane in self.lanes.values():
+                if lane.logic < PRODUCERS_OWN <= logic.in_force:
+                    lane.registry.take_names_as_given()
+                lane.logic = logic.in_force
+
+        return self._change_names(change)
+
+    def _apply_control(self, control: Control, record: LogRecord) -> Output:
         source = record.progress[0]
-        if control.position <= self.applied.get((source.source, source.partition), -1):
-            return
-        if control.kind != TENANT_SETTINGS:
-            return
+        if control.position > self.applied.get((source.source, source.partition), -1):
+            if control.kind == TENANT_SETTINGS:
+                return self._apply_settings(control)
+            if control.kind == INVENTORY and self.logic.in_force >= PRODUCERS_OWN:
+                return self._apply_inventory(control)
+        return Output()
+
+    def _apply_settings(self, control: Control) -> Output:
         values: dict[str, int | float] = {}
         if control.value:
             try:
                 values = msgspec.json.decode(control.value, type=dict[str, int | float])
             except msgspec.MsgspecError:
-                return  # ingest has refused it already; an old record of another version changes nothing
-        known = DetectionConfig.__struct_fields__
-        self.settings[control.tenant] = {
-            name: min(max(value, 0), MAX_SETTING) for name, value in values.items() if name in known
+                return Output()  # ingest has refused it already; an old record of another version changes nothing
+        known = DetectionConfig.__struct_fields__ if self.logic.in_force >= PRODUCERS_OWN else first_fields()
+
+        def change() -> None:
+            self.settings[control.tenant] = {
+                name: min(max(value, 0), MAX_SETTING) for name, value in values.items() if name in known
+            }
+            for lane in self.lanes.values():
+                self.take_settings(lane)
+
+        return self._change_names(change)
+
+    def _apply_inventory(self, control: Control) -> Output:
+        document: Document | None = None
+        if control.value:
+            try:
+                document = read_document(control.value)
+            except ValueError:
+                return Output()  # ingest has refused it already
+        rules = self.inventories.get(control.tenant, Rules()).with_document(control.id, document)
+
+        def change() -> None:
+            self.inventories[control.tenant] = rules
+            if not rules.documents:
+                del self.inventories[control.tenant]
+
+        return self._change_names(change)
+
+    def _change_names(self, change: Callable[[], None]) -> Output:
+        """Make a change that services may be named otherwise after, and have lanes follow it."""
+        before = {
+            lane: {tenant: lane.naming(tenant) for tenant in sorted(lane.registry.tenants)}
+            for lane in map(self.lanes.__getitem__, sorted(self.lanes))
         }
-        for lane in self.lanes.values():
-            self.take_settings(lane)
+        change()
+        output = Output()
+        for lane, namings in before.items():
+            lane.forget_namings()
+            for tenant, naming in namings.items():
+                if not naming.is_same_as(lane.naming(tenant)):
+                    output.extend(rename(lane, tenant, naming, lane.naming(tenant)))
+        return output
 
     def take_settings(self, lane: LaneState) -> None:
-        """Give a lane the thresholds of tenants that have their own."""
+        """Give a lane the thresholds of tenants that have their own, and all inventories."""
         base = lane.config.detection
+        lane.rules_of = self.inventories
         lane.detection_of = {
             tenant: msgspec.structs.replace(
                 base, **{name: value if name in _FLOATS else int(value) for name, value in values.items()}
@@ -138,24 +202,28 @@ class Machine:
             if values
         }
 
+    def _declare(self, lane: LaneState, config: LaneConfig) -> None:
+        lane.declare(config)
+        self.take_settings(lane)
+
     def _apply_to_lane(self, record: LogRecord, config: LaneConfig) -> Output:
+        output = Output()
+        if self.logic.in_force < PRODUCERS_OWN:
+            config = without_later_fields(config)
         lane = self.lanes.get(config.name)
         if lane is None or config.generation > lane.config.generation:
             lane = self.lanes[config.name] = LaneState(config)
+            lane.logic = self.logic.in_force
             self.take_settings(lane)
         elif config.generation < lane.config.generation:
-            output = Output()
             output.counts["stale_generation"] += record.rows.count if record.rows is not None else 0
             return output
         elif config != lane.config:
-            declared = _in_force(lane.config, config)
+            declared = declared_by(lane.config, config)
             if declared != lane.config:
-                lane.declare(declared)
-                self.take_settings(lane)
-        lane.follow(self.logic.in_force)
+                output.extend(self._change_names(partial(self._declare, lane, declared)))
         lane.beside = corroboration.beside(self.lanes, lane)
         lane.clock.idle_expires = self.logic.in_force >= IDLE_EXPIRES
-        output = Output()
         if record.rows is not None or record.losses:
             source = record.progress[0]
             applied = self.applied.get((source.source, source.partition), -1)
@@ -170,25 +238,3 @@ class Machine:
         lane.clock.state(msgspec.structs.replace(record, progress=fresh))
         output.extend(advance(lane))
         return output
-
-
-def _in_force(current: LaneConfig, stated: LaneConfig) -> LaneConfig:
-    """Return what holds after another declaration: an older worker, or a record delivered again, takes nothing back.
-
-    Within a version topics may appear and grow; a topic that is taken away, or shrinks, needs a new version.
-    """
-    if stated.version < current.version:
-        return current
-    best = msgspec.structs.replace(max(current, stated, key=_rank), window_ms=current.window_ms)
-    if stated.version > current.version:
-        return best
-    known = {member.source: member.partitions for member in current.members}
-    if all(member.partitions <= known.get(member.source, 0) for member in stated.members):
-        return msgspec.structs.replace(best, members=current.members)
-    grown = (Member(m.source, max(m.partitions, known.get(m.source, 0))) for m in stated.members)
-    return msgspec.structs.replace(best, members=tuple(grown))
-
-
-def _rank(config: LaneConfig) -> tuple[int, str]:
-    plain = msgspec.structs.replace(as_known_before(config), window_ms=0, members=())  # older workers find the same
-    return config.version, stable_hash(msgspec.json.encode(plain).decode())

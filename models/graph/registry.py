@@ -77,9 +77,10 @@ SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "fan_out_max": (np.int32, 0, 0),
     "denied_max": (np.int64, 0, 0),
     "vouched": (np.bool_, 0, 0),  # another lane had it when this one saw it first
+    "given": (np.bool_, True, 0),  # records say this name themselves; else only our naming brings it about
     **_HABIT_COLUMNS,
 }
-COLUMNS_SINCE_4 = frozenset({"vouched", "seen_elsewhere", *_RUN_COLUMNS, *_HABIT_COLUMNS})
+COLUMNS_SINCE_4 = frozenset({"vouched", "seen_elsewhere", "given", *_RUN_COLUMNS, *_HABIT_COLUMNS})
 """Columns of edges and services that states before version 4 do not hold (models/graph/snapshot.py)."""
 
 _DENSE_SPAN = 1 << 16
@@ -181,7 +182,8 @@ class Registry:
             self.tenants.append(name)
         return number
 
-    def _service(self, tenant: int, name: str) -> int:
+    def service_named(self, tenant: int, name: str) -> int:
+        """Return a service's number, a new one if need be."""
         number = self.service_number.get((tenant, name))
         if number is None:
             number = len(self.services)
@@ -191,15 +193,23 @@ class Registry:
             self.service.reserve(number + 1)
             self.service.array["tenant"][number] = tenant
             self.service.array["external"][number] = is_external(name)
+            self.service.array["given"][number] = False
             self.service_pages.add(number // PAGE_ROWS)
         return number
 
     def numbers_of(
-        self, edges: Sequence[EdgeIdentity], named: Callable[[EdgeIdentity], EdgeIdentity]
-    ) -> tuple[npt.NDArray[np.int64], dict[int, EdgeIdentity]]:
-        """Return the edges' numbers, ``(len(edges),)``, -1 for those that have none; and these as ``named`` names them.
+        self,
+        edges: Sequence[EdgeIdentity],
+        named: Callable[[EdgeIdentity], EdgeIdentity],
+        used: npt.NDArray[np.int64] | None = None,
+    ) -> tuple[npt.NDArray[np.int64], dict[int, tuple[EdgeIdentity, EdgeIdentity]]]:
+        """Return the edges' numbers, ``(len(edges),)``, -1 for those that have none; and what had to be looked up.
 
-        Edges that were looked up before are found by their bytes: they are neither decoded nor named again.
+        Edges that were looked up before are found by their bytes: they are neither decoded nor named again. The others
+        are returned by their index: as they came, and as ``named`` names them.
+
+        Args:
+            used: indexes that matter; others may come out as -1. ``None``: all.
         """
         encoded = list(map(bytes, edges.encoded)) if isinstance(edges, EncodedEdges) else None
         if encoded is None:
@@ -207,17 +217,20 @@ class Registry:
         else:
             known = map(self._number_of_encoded.get, encoded, repeat(-1))
             found = np.fromiter(known, dtype=np.int64, count=len(encoded))
-        missing: dict[int, EdgeIdentity] = {}
-        for code in np.flatnonzero(found < 0).tolist():
-            edge = named(edges[code])
+        missing = np.flatnonzero(found < 0)
+        if used is not None and len(missing):
+            missing = missing[np.isin(missing, used)]
+        looked_up: dict[int, tuple[EdgeIdentity, EdgeIdentity]] = {}
+        for code in missing.tolist():
+            given = edges[code]
+            edge = named(given)
+            looked_up[code] = given, edge
             number = self.edge_number.get(edge)
-            if number is None:
-                missing[code] = edge
-                continue
-            found[code] = number
-            if encoded is not None:
-                self._remember(encoded[code], edge, number)
-        return found, missing
+            if number is not None:
+                found[code] = number
+                if encoded is not None:
+                    self._remember(encoded[code], edge, number)
+        return found, looked_up
 
     def _remember(self, encoded: bytes, edge: EdgeIdentity, number: int) -> None:
         """Keep an edge's number by the bytes it came in, so that forgetting the edge finds them."""
@@ -237,7 +250,7 @@ class Registry:
     def add_edge(self, identity: EdgeIdentity) -> int:
         """Give a new edge a number; it is unknown until its window closes."""
         tenant = self.tenant(identity[0])
-        src, dst = self._service(tenant, identity[1]), self._service(tenant, identity[2])
+        src, dst = self.service_named(tenant, identity[1]), self.service_named(tenant, identity[2])
         # Edges share the strings of their services: a third of the memory, and fewer cache misses at every lookup.
         identity = (self.tenants[tenant], self.services[src][1], self.services[dst][1], identity[3], identity[4])
         if self.free:
@@ -255,6 +268,20 @@ class Registry:
         columns["port"][number], columns["protocol"][number] = identity[3], identity[4]
         self.unsettled.add(src, dst)
         return number
+
+    def note_given(self, number: int, given: EdgeIdentity) -> None:
+        """Note which ends of an edge a record calls as we do."""
+        identity, edge = self.identities[number], self.edge.array
+        if identity is not None:
+            for end, place in (("src", 1), ("dst", 2)):
+                service = int(edge[end][number])
+                if given[place] == identity[place] and not self.service.array["given"][service]:
+                    self.service.array["given"][service] = True
+                    self.service_pages.add(service // PAGE_ROWS)
+
+    def take_names_as_given(self) -> None:
+        """Hold all names for what records say: so it was as long as nothing was named by rules."""
+        self.service.array["given"][:] = True
 
     def name_edges(self, named: list[bool]) -> None:
         """Set identities and their numbers from the columns, after a restore; ``named`` is false where no edge is."""

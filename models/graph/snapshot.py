@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.drift.findings import Finding, FindingBook
+from models.drift.findings import Finding, FindingBook, key_of
 from models.drift.incidents import Incident
 from models.drift.telemetry_state import Noted, TenantTelemetry
 from models.graph.admission import TenantEdges
@@ -24,7 +24,10 @@ from models.graph.guard import SourceGuard
 from models.graph.lane import LaneState, TenantState
 from models.graph.logic import LOGIC_VERSION, PRODUCERS_OWN, UNDECIDED, Logic
 from models.graph.machine import Machine
+from models.graph.naming import Naming
 from models.graph.registry import COLUMNS_SINCE_4, PAGE_ROWS, Columns
+from models.graph.rules import Document, Rules, read_document
+from models.graph.settling import Settling
 from models.graph.taken import TakenOrigins
 from models.graph.window import WindowTable
 from schemas.errors import CheckpointError, WireFormatError
@@ -51,6 +54,19 @@ class _Book(msgspec.Struct):
     episode_floor: int
 
 
+class _Settling(msgspec.Struct):
+    """``documents``: the digest of each document that was in force before."""
+
+    until: int
+    documents: dict[str, str]
+    prefix_v4: int
+    prefix_v6: int
+    as_given: bool
+    renamed: dict[str, str]
+    services: list[int]
+    former: list[tuple[int, list[tuple[str, str]]]]
+
+
 class _Tenant(msgspec.Struct, omit_defaults=True):
     number: int
     closed_windows: int
@@ -59,6 +75,7 @@ class _Tenant(msgspec.Struct, omit_defaults=True):
     quarantine: list[tuple[int, int]]
     book: _Book
     is_newcomer: bool = False
+    settling: _Settling | None = None
 
 
 class _Member(msgspec.Struct):
@@ -96,6 +113,7 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     """``taken``: (source, partition, positions) of replayed dead letters. A field without default is always there.
 
     ``logic``: absent means version 1, and nobody who could run a later one.
+    ``inventories``: the digest of each document of each tenant.
     """
 
     version: int
@@ -105,6 +123,7 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     lanes: list[_Lane]
     taken: list[tuple[str, int, int]] = []
     logic: Logic | None = None
+    inventories: dict[str, dict[str, str]] = {}
 
 
 class _Window(msgspec.Struct):
@@ -175,6 +194,8 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
         for page, name in enumerate(_taken_pages(source, len(positions))):
             some = positions[page * TAKEN_PAGE : (page + 1) * TAKEN_PAGE]
             yield name, _encoder.encode(pack_positions(some)) if changed else None
+    for digest, document in sorted(_documents(machine).items()):
+        yield _document_name(digest), document.data if everything or digest not in machine.stored else None
     meta = _Meta(
         _version_of(machine),
         machine.offset,
@@ -183,6 +204,7 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
         lanes,
         [(*source, len(taken.positions(source))) for source in taken.sources()],
         None if _is_first_logic(machine) else machine.logic,
+        {tenant: rules.digests for tenant, rules in sorted(machine.inventories.items())},
     )
     yield "meta", _encoder.encode(meta)
 
@@ -205,6 +227,20 @@ def mark_clean(machine: Machine) -> None:
         lane.registry.edge_pages.clear()
         lane.registry.service_pages.clear()
     machine.taken.mark_clean()
+    machine.stored = frozenset(_documents(machine))
+
+
+def _documents(machine: Machine) -> dict[str, Document]:
+    """Return the documents of all inventories, and of those that were in force before, by digest."""
+    rules = list(machine.inventories.values())
+    for lane in machine.lanes.values():
+        rules += [state.settling.before.rules for state in lane.tenants.values() if state.settling is not None]
+    return {document.digest: document for some in rules for document in some.documents.values()}
+
+
+def _document_name(digest: str) -> str:
+    """Name the chunk of a document. A lane's chunk has a name before the first slash."""
+    return f"/inventory/{digest}"
 
 
 def _taken_pages(source: tuple[str, int], size: int) -> list[str]:
@@ -259,8 +295,30 @@ def _tenant(number: int, state: TenantState) -> _Tenant:
         state.book.episode_floor,
     )
     edges = state.edges
-    newcomer = state.is_newcomer
-    return _Tenant(number, state.closed_windows, edges.count, edges.overflow, edges.quarantine, book, newcomer)
+    return _Tenant(
+        number=number,
+        closed_windows=state.closed_windows,
+        count=edges.count,
+        overflow=edges.overflow,
+        quarantine=edges.quarantine,
+        book=book,
+        is_newcomer=state.is_newcomer,
+        settling=None if state.settling is None else _settling(state.settling),
+    )
+
+
+def _settling(settling: Settling) -> _Settling:
+    before = settling.before
+    return _Settling(
+        until=settling.until,
+        documents=before.rules.digests,
+        prefix_v4=before.prefix_v4,
+        prefix_v6=before.prefix_v6,
+        as_given=before.as_given,
+        renamed=settling.renamed,
+        services=sorted(settling.services),
+        former=[(number, sorted(settling.former[number])) for number in sorted(settling.former)],
+    )
 
 
 def _guard_chunks(name: str, guard: SourceGuard) -> Iterator[tuple[str, bytes]]:
@@ -335,11 +393,32 @@ def _restore(chunks: dict[str, bytes], can_run: int) -> Machine:
             for source, partition, size in meta.taken
         }
     )
+    documents = _Documents(chunks)
+    machine.inventories = {tenant: documents.rules(digests) for tenant, digests in meta.inventories.items()}
     for saved in meta.lanes:
-        machine.lanes[saved.config.name] = _restore_lane(saved, chunks)
+        machine.lanes[saved.config.name] = _restore_lane(saved, chunks, documents)
         machine.lanes[saved.config.name].logic = machine.logic.in_force
         machine.take_settings(machine.lanes[saved.config.name])
     return machine
+
+
+class _Documents:
+    """Documents of a checkpoint, each read once."""
+
+    def __init__(self, chunks: dict[str, bytes]) -> None:
+        self._chunks = chunks
+        self._read: dict[str, Document] = {}
+
+    def rules(self, digests: dict[str, str]) -> Rules:
+        for digest in digests.values():
+            if digest not in self._read:
+                self._read[digest] = read_document(self._chunks[_document_name(digest)])
+        return Rules({name: self._read[digest] for name, digest in digests.items()})
+
+    def settling(self, saved: _Settling) -> Settling:
+        before = Naming(self.rules(saved.documents), saved.prefix_v4, saved.prefix_v6, saved.as_given)
+        former = {number: set(ends) for number, ends in saved.former}
+        return Settling(saved.until, before, saved.renamed, set(saved.services), former)
 
 
 def _restore_taken(source: tuple[str, int], size: int, chunks: dict[str, bytes]) -> IntColumn:
@@ -350,7 +429,7 @@ def _restore_taken(source: tuple[str, int], size: int, chunks: dict[str, bytes])
     return positions
 
 
-def _restore_lane(saved: _Lane, chunks: dict[str, bytes]) -> LaneState:
+def _restore_lane(saved: _Lane, chunks: dict[str, bytes], documents: _Documents) -> LaneState:
     name = saved.config.name
     lane = LaneState(saved.config)
     lane.clock = LaneClock(
@@ -383,13 +462,16 @@ def _restore_lane(saved: _Lane, chunks: dict[str, bytes]) -> LaneState:
     for number in saved.tenant_states:
         tenant = msgspec.msgpack.decode(chunks[f"{name}/tenant/{number}"], type=_Tenant)
         book = FindingBook(
-            {finding.fingerprint: finding for finding in tenant.book.open},
+            {key_of(saved.tenants[number], name, finding.detection): finding for finding in tenant.book.open},
             dict(tenant.book.closed),
             tenant.book.incidents,
             tenant.book.episode_floor,
         )
         edges_of = TenantEdges(tenant.count, tenant.overflow, None, tenant.quarantine)
-        lane.tenants[tenant.number] = TenantState(tenant.closed_windows, edges_of, book, tenant.is_newcomer)
+        settling = None if tenant.settling is None else documents.settling(tenant.settling)
+        lane.tenants[tenant.number] = TenantState(
+            tenant.closed_windows, edges_of, book, is_newcomer=tenant.is_newcomer, settling=settling
+        )
     _restore_guard(lane.guard, name, chunks)
     return lane
 

@@ -1,5 +1,7 @@
 """One open window of one lane: additive measures by edge number, folded from columns in any order. Pure."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -163,6 +165,35 @@ class WindowTable:
             table = self._reserve(1, capacity)
             table[:, :, target] = np.minimum(table[:, :, target] + table[:, :, source], MAX_SUM)
             table[:, :, source] = 0
+            self._bound = max(self._bound, int(table[:, :, target].max()))
+
+    def merge(self, into: Mapping[int, int], capacity: int) -> None:
+        """Count edges to others from here on, what was measured of them too. ``into``: edge numbers by edge number."""
+        for source, target in into.items():
+            self.move(source, target, capacity)
+        sources = np.array(sorted(into), dtype=np.int64)
+        targets = np.array([into[source] for source in sources.tolist()], dtype=np.int64)
+
+        def keys_of(keys: IntColumn) -> IntColumn:
+            server = keys >= _SERVER_KEY
+            edges = (keys - server * np.int64(_SERVER_KEY)) // BUCKETS
+            at = np.minimum(np.searchsorted(sources, edges), len(sources) - 1)
+            keys += np.where(sources[at] == edges, targets[at] - edges, 0) * BUCKETS
+            return keys
+
+        if len(sources):
+            self._histogram.renumber(keys_of)
+
+    def rename_services(self, number_of: Mapping[int, int]) -> None:
+        """Take services for others from here on."""
+        denied: dict[int, int] = {}
+        for source, count in self.denied_by_source.items():
+            target = number_of.get(source, source)
+            denied[target] = denied.get(target, 0) + count
+        peers: dict[int, set[int]] = {}
+        for source, met in self.new_peers.items():
+            peers.setdefault(number_of.get(source, source), set()).update(number_of.get(peer, peer) for peer in met)
+        self.denied_by_source, self.new_peers = denied, peers
 
     def total(self, edge: int) -> IntColumn:
         """Return one edge's measures, both sides together, ``(M,)``."""

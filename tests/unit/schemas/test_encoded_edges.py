@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 import pytest
 
 from models.graph.registry import Registry
@@ -18,8 +19,9 @@ def as_they_are(edge: EdgeIdentity) -> EdgeIdentity:
 
 
 def numbers_of(registry: Registry, edges: Sequence[EdgeIdentity]) -> list[int]:
-    found, missing = registry.numbers_of(edges, as_they_are)
-    assert missing == {code: edges[code] for code in range(len(edges)) if found[code] < 0}
+    found, looked_up = registry.numbers_of(edges, as_they_are)
+    assert {code for code in range(len(edges)) if found[code] < 0} <= looked_up.keys()
+    assert all(pair == (edges[code], edges[code]) for code, pair in looked_up.items())
     return [int(number) for number in found]
 
 
@@ -81,8 +83,11 @@ def test_edges_of_one_name_are_found_by_the_bytes_of_each_and_forgotten_together
         return ("acme", "web", "ext:net/8.8.0.0/16", 53, 17)
 
     given: list[EdgeIdentity] = [("acme", "web", f"ip:8.8.8.{number}", 53, 17) for number in range(3)]
-    assert registry.numbers_of(encoded(given), named)[1] == dict.fromkeys(range(3), named(given[0]))
-    number = registry.add_edge(named(given[0]))
+    name = named(given[0])
+    looked_up = {code: (given[code], name) for code in range(3)}
+    assert registry.numbers_of(encoded(given), named)[1] == looked_up
+    assert registry.numbers_of(encoded(given), named, np.array([2, 2, 0]))[1].keys() == {0, 2}
+    number = registry.add_edge(name)
     for _ in range(2):
         calls.clear()
         assert registry.numbers_of(encoded(given), named)[0].tolist() == [number] * 3

@@ -5,8 +5,10 @@ import doctest
 import msgspec
 import pytest
 
-import models.graph.naming
-from models.graph.naming import BROADCAST, MULTICAST, Naming
+import models.graph.addresses
+import models.graph.patterns
+from models.graph.addresses import BROADCAST, MULTICAST
+from models.graph.naming import Naming
 from schemas.drift import DriftKind
 from schemas.ids import is_external
 from tests.builders import make_flow, make_lane
@@ -14,7 +16,8 @@ from tests.unit.models.graph.driving import WINDOW_MS, Feed, created, judge, tot
 
 
 def test_examples() -> None:
-    assert doctest.testmod(models.graph.naming).failed == 0
+    for module in (models.graph.addresses, models.graph.patterns):
+        assert doctest.testmod(module).failed == 0
 
 
 @pytest.mark.parametrize(
@@ -60,10 +63,10 @@ def test_names_by_range(given: str, name: str) -> None:
 
 
 def test_prefixes_are_a_setting() -> None:
-    naming = Naming(8, 48)
+    naming = Naming(prefix_v4=8, prefix_v6=48)
     assert naming.name("ip:8.8.8.8") == "ext:net/8.0.0.0/8"
     assert naming.name("ip:2a00:1450:4001:80b::200e") == "ext:net/2a00:1450:4001::/48"
-    assert Naming(1000, 1000).name("ip:8.8.8.8") == "ext:net/8.8.8.8/32"
+    assert Naming(prefix_v4=1000, prefix_v6=1000).name("ip:8.8.8.8") == "ext:net/8.8.8.8/32"
 
 
 def test_names_are_forgotten_rather_than_kept_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,17 +117,18 @@ def test_before_version_3_an_address_is_a_name_like_any_other() -> None:
     assert {name for window in feed.output.windows for name in window.edges.dst} == {"ip:93.184.216.34"}
 
 
-def test_from_the_record_on_that_brings_version_3_addresses_are_named_by_their_prefix() -> None:
+def test_from_the_record_on_that_brings_version_3_addresses_are_named_by_their_prefix_and_that_is_no_news() -> None:
     feed = Feed(make_lane(lateness_ms=0))
     feed.logic = 2
-    feed.send(usual([0], dst="ip:93.184.216.34"))
+    feed.send(usual(range(6), dst="ip:93.184.216.34"))
     feed.logic = 3
     for step in range(1, 8):
         feed.append(
             msgspec.structs.replace(feed.log[-1], rows=None, as_of_ms=feed.log[-1].as_of_ms + 10_000, progress=())
         )
         assert feed.machine.logic.in_force == (3 if step > 6 else 2)
-    feed.send(usual([1], dst="ip:93.184.216.34"))
+    feed.send(usual(range(6, 30), dst="ip:93.184.216.34"))
     feed.end()
     names = [set(window.edges.dst) for window in feed.output.windows]
-    assert names == [{"ip:93.184.216.34"}, {"ext:net/93.184.0.0/16"}]
+    assert names == [{"ip:93.184.216.34"}] * 5 + [{"ext:net/93.184.0.0/16"}] * 25
+    assert feed.output.events == []
