@@ -175,19 +175,21 @@ class FindingBook:
         """Follow services that got other names; ``index``: the last window judged.
 
         A finding goes on under the identity it was published with. Of several that are about the same from here on,
-        the oldest does, and the others close.
+        the oldest does, and the others close. An early one closes if it is about another name now: whether it was
+        raised at all hangs on how records were cut, and its window will tell of it under the new name.
         """
         events = []
-        found = sorted(self.open.values(), key=lambda f: (f.opened_index, f.fingerprint, f.episode))
+        found = sorted(self.open.values(), key=lambda f: (not f.is_settled, f.opened_index, f.fingerprint, f.episode))
         self.open = {}
         for finding in found:
-            renamed = finding.detection.rename(names)
-            if renamed != finding.detection:
-                finding.detection = renamed
+            before = _fingerprint(scope, finding.detection)
+            finding.detection = finding.detection.rename(names)
+            key = _fingerprint(scope, finding.detection)
+            is_same = key == before
+            if not is_same:
                 # The name may come to stand for another service, whose episodes must not be taken for these.
                 self._remember(finding.fingerprint, finding.episode + 1)
-            key = _fingerprint(scope, finding.detection)
-            if key not in self.open:
+            if key not in self.open and (finding.is_settled or is_same):
                 self.open[key] = finding
                 continue
             at = max(index, finding.last_evidence_index)

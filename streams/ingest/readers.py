@@ -12,6 +12,7 @@ from models.graph.logic import LOGIC_VERSION
 from schemas.dead_letter import MAX_PAYLOAD_BYTES, DeadLetter, Reason
 from schemas.errors import ConfigurationError
 from schemas.ids import end_position, partition_of, position_of
+from schemas.inventory import INVENTORY, read_inventory
 from schemas.settings import FlowTopic
 from schemas.tenant_log import (
     ACTIVE,
@@ -439,10 +440,22 @@ def read_control(key: bytes | None, value: bytes | None, position: int) -> Contr
         raise Refusal(Reason.OVERSIZED, f"a control of {len(value)} bytes; the limit is {MAX_PAYLOAD_BYTES}")
     if value:
         try:
-            msgspec.json.decode(value, type=dict[str, int | float] if kind == TENANT_SETTINGS else msgspec.Raw)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            _CHECKS.get(kind, _is_json)(value)
+        except (ValueError, RecursionError) as error:  # msgspec's and of Unicode too
             raise Refusal(Reason.MALFORMED, short(f"control of kind {kind!r}: {error}")) from error
     return Control(tenant, kind, identity, value or b"", position)
+
+
+def _is_json(value: bytes) -> None:
+    msgspec.json.decode(value, type=msgspec.Raw)
+
+
+def _are_settings(value: bytes) -> None:
+    msgspec.json.decode(value, type=dict[str, int | float])
+
+
+_CHECKS: Mapping[str, Callable[[bytes], object]] = {TENANT_SETTINGS: _are_settings, INVENTORY: read_inventory}
+"""What finds fault with a control's value, by kind; of other kinds it must be JSON."""
 
 
 def _control_records(controls: list[Control], origin: Origin, after: int, upto: int, dead: IntColumn) -> list[bytes]:

@@ -13,6 +13,7 @@ from schemas.drift import Activity, DriftEvent, DriftKind
 from schemas.flow import Flow
 from schemas.graph import MEASURE_INDEX, ClosedWindow
 from schemas.ids import end_position, position_of
+from schemas.inventory import INVENTORY
 from schemas.tenant_log import ACTIVE, Control, LaneConfig, LogRecord, Progress, SourceLoss
 from tests.builders import SOURCE, end_of, make_flow, make_lane, record_of
 
@@ -31,6 +32,7 @@ class Feed:
         self.next_offset: dict[int, int] = {}
         self.output = Output()
         self.logic = LOGIC_VERSION
+        self.next_control = 0
 
     def append(self, record: LogRecord) -> Output:
         """Apply a record and return what this one brought about."""
@@ -74,12 +76,26 @@ class Feed:
         """End a source partition's input."""
         return self.append(end_of(self.lane, partition, self.next_offset.get(partition, 0)))
 
-    def control(self, value: bytes, tenant: str = "acme", offset: int = 0) -> Output:
-        """Send a control with a tenant's settings."""
+    def control(
+        self,
+        value: bytes,
+        tenant: str = "acme",
+        offset: int | None = None,
+        kind: str = TENANT_SETTINGS,
+        name: str = "detection",
+    ) -> Output:
+        """Send a control: a tenant's settings, or another kind; at an offset, or the next one."""
+        offset = self.next_control if offset is None else offset
+        self.next_control = max(self.next_control, offset + 1)
         position = position_of(offset, 0)
         progress = Progress("drift-controls#1", 0, end_position(offset - 1), end_position(offset))
-        control = Control(tenant, TENANT_SETTINGS, "detection", value, position)
+        control = Control(tenant, kind, name, value, position)
         return self.append(LogRecord(worker="test", as_of_ms=AS_OF_MS, progress=(progress,), controls=(control,)))
+
+    def inventory(self, document: dict[str, Any] | None, name: str = "main", tenant: str = "acme") -> Output:
+        """Send a document of a tenant's inventory, or take it away."""
+        value = b"" if document is None else msgspec.json.encode(document)
+        return self.control(value, tenant, kind=INVENTORY, name=name)
 
 
 def in_window(index: int, count: int = 1, **changes: Any) -> list[Flow]:

@@ -192,6 +192,9 @@ def test_controls_go_to_their_tenants_partition() -> None:
         (b"\xff:kind:id", b"{}"),
         (b"acme:whitelist:1", b"{"),
         (b"acme:tenant-settings:x", b'{"learning_windows":"many"}'),
+        (b"acme:inventory:x", b'{"addresses":[{"cidr":"10.0.0.1/8","name":"corp"}]}'),
+        (b"acme:inventory:x", b'{"adresses":[]}'),
+        (b"acme:inventory:x", b"[" * 200_000),
         (b"acme:whitelist:1", b'"' + b"x" * MAX_PAYLOAD_BYTES + b'"'),
     ],
 )
@@ -200,6 +203,12 @@ def test_a_bad_control_is_a_dead_letter(key: bytes | None, value: bytes) -> None
     assert encoded.rows == 2
     assert [(letter.offset, letter.format) for letter in encoded.dead_letters] == [(1, "control")]
     assert [sum(r.progress[0].dead for r in mine) for mine in records_of(encoded)] == [1] * TARGETS
+
+
+def test_a_sound_inventory_passes_and_so_does_its_removal() -> None:
+    value = b'{"addresses":[{"cidr":"10.0.0.0/8","name":"corp"}]}'
+    encoded = controls([(b"acme:inventory:main", value), (b"acme:inventory:main", None), (b"acme:inventory:b", b"{}")])
+    assert (encoded.rows, encoded.dead_letters) == (3, [])
 
 
 def test_many_controls_are_cut_into_small_records() -> None:
