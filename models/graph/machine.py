@@ -184,6 +184,7 @@ class Machine:
         change()
         output = Output()
         for lane, namings in before.items():
+            lane.beside = corroboration.beside(self.lanes, lane)
             lane.forget_namings()
             for tenant, naming in namings.items():
                 if not naming.is_same_as(lane.naming(tenant)):

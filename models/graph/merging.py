@@ -25,6 +25,8 @@ EDGE_MERGE: dict[str, Callable[[npt.NDArray[Any]], Any]] = {
     "last_index": np.max,
     "gap_max": np.max,
     "gone": np.logical_and.reduce,
+    "vouched": np.bitwise_or.reduce,
+    "seen_elsewhere": np.max,
 }
 EDGE_RELEARNED = ("windows_seen", "dropped", "history")
 EDGE_KEPT = ("tenant", "src", "dst", "port", "protocol", "mean", "spread")
@@ -32,6 +34,7 @@ SERVICE_MERGE: dict[str, Callable[[npt.NDArray[Any]], Any]] = {
     "known": np.logical_or.reduce,
     "fan_out_max": np.max,
     "denied_max": np.max,
+    "vouched": np.logical_or.reduce,
 }
 SERVICE_KEPT = ("tenant", "external", "given")
 
@@ -85,6 +88,7 @@ def rename_services(lane: LaneState, tenant: int, names: Mapping[int, str]) -> M
     state.edges.quarantine += [(number, last) for number in sorted(into)]
     _move_services(registry, target)
     registry.find_known_pairs()
+    registry.find_unsettled()
     return Moved(target, {number for number in target.values() if shared[number] > 1}, into)
 
 

@@ -294,8 +294,13 @@ class Registry:
             for has_edge, tenant, src, dst, port, protocol in zip(named, *columns, strict=True)
         ]
         self.edge_number = {identity: n for n, identity in enumerate(self.identities) if identity is not None}
-        array = self.edge.array
-        unknown = np.flatnonzero(np.array(named, dtype=bool) & ~array["known"][: len(named)])
+        self.find_unsettled()
+
+    def find_unsettled(self) -> None:
+        """Set ``unsettled`` by the edges that are not known: after a restore, or once some were moved."""
+        array, size = self.edge.array, len(self)
+        named = np.fromiter((identity is not None for identity in self.identities), dtype=bool, count=size)
+        unknown = np.flatnonzero(named & ~array["known"][:size])
         is_vouched = (array["vouched"][unknown] & VOUCHED_PAIR) > 0
         ends = (array["src"][unknown].tolist(), array["dst"][unknown].tolist())
         self.unsettled = Unsettled.of(zip(*ends, is_vouched.tolist(), strict=True))
