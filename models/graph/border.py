@@ -155,6 +155,12 @@ class _Window:
         tenant, name = self.lane.registry.services[service]
         return name, self.index * self.lane.config.window_ms, self.lane.tenant_state(tenant).closed_windows
 
+    def _settled(self, services: IntColumn) -> Mask:
+        """Say of services whether what is usual for them is known, and still means the same."""
+        service = self.lane.registry.service.array
+        known: Mask = self.learned[service["tenant"][services]] & service["known"][services]
+        return known & ~np.isin(services, self.lane.unsettled())
+
     def _ref(self, row: int) -> EdgeRef:
         identity = self.lane.registry.identities[int(self.present[row])]
         assert identity is not None
@@ -214,11 +220,12 @@ class _Window:
             peers = np.stack([_distinct(pairs, len(services)), _distinct(pairs[judged], len(services))])
             measures.append((outside.CALLERS, "peers_max", outside.callers_limit, peers))
         prefix = "in_" if direction == INBOUND else "out_"
+        settled = self._settled(services)
         surges: dict[int, list[outside.Surge]] = defaultdict(list)
         for signal, name, limit_of, (seen, to_judge) in measures:
             usual = service[prefix + name][services]
             limits = limits_of(lane, tenants, usual, limit_of)
-            burst = self.learned[tenants] & service["known"][services] & (to_judge >= limits)
+            burst = settled & (to_judge >= limits)
             for at in np.flatnonzero(burst).tolist():
                 surges[at].append(outside.Surge(signal, int(to_judge[at]), int(usual[at]), float(limits[at])))
             taught = np.where(burst, np.minimum(seen, limits.astype(np.int64)), seen)
@@ -245,7 +252,7 @@ class _Window:
         tenants, column = service["tenant"][services], "in_bytes_max" if direction == INBOUND else "out_bytes_max"
         usual = service[column][services]
         limits = limits_of(lane, tenants, usual, outside.volume_limit)
-        burst = self.learned[tenants] & service["known"][services] & is_open[services] & (volume[largest] >= limits)
+        burst = self._settled(services) & is_open[services] & (volume[largest] >= limits)
         for at in np.flatnonzero(burst).tolist():
             row = int(largest[at])
             _, first_ms, history = self._facts(int(services[at]))

@@ -254,6 +254,7 @@ def _close_window(
     tenant_of = edge["tenant"][present]
     learned = np.array([lane.has_learned(number) for number in range(len(registry.tenants))] or [False])
     whole = not table.incomplete
+    lane.begin_close(present)
     border = border_of(lane, present, columns.chosen)
     # Scans of the edge before this window leave no trace, whether they were forgotten meanwhile or not.
     edge["first_seen_ms"][present[border.inbound & ~edge["known"][present]]] = table.index * lane.config.window_ms

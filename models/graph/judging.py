@@ -121,8 +121,6 @@ def judge_structure(
     is_news &= ~border.scan & ~border.open
     for row in np.flatnonzero(is_news).tolist():
         number = int(present[row])
-        if lane.was_known(number):
-            continue
         facts = lane.facts(number, int(calls[row]), int(edge["first_seen_ms"][number]))
         unknown[int(edge["tenant"][number])].append(facts)
     for tenant, facts_of_tenant in unknown.items():

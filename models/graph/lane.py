@@ -213,13 +213,15 @@ class LaneState:
         settling = self.tenants[int(edge["tenant"][number])].settling
         return facts if settling is None else settling.facts(self.registry, number, facts)
 
-    def was_known(self, number: int) -> bool:
-        """Say whether an unknown edge is only a known one by another name."""
-        state = self.tenants[int(self.registry.edge.array["tenant"][number])]
-        return state.settling is not None and state.settling.was_known(self.registry, number)
+    def begin_close(self, present: IntColumn) -> None:
+        """Take the edges of a window about to be judged for what they were before names changed."""
+        for number in sorted(self.tenants):
+            settling = self.tenants[number].settling
+            if settling is not None:
+                settling.begin_close(self.registry, present)
 
     def unsettled(self) -> IntColumn:
-        """Return the services whose peers and refusals may differ by their names alone from what was usual."""
+        """Return the services whose traffic and peers may differ by names alone from what was usual."""
         parts = [
             state.settling.unsettled(self.registry) for state in self.tenants.values() if state.settling is not None
         ]

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from models.graph.admission import is_overflow
 from models.graph.lane import IntColumn, LaneState
-from models.graph.registry import PAGE_ROWS, Registry
+from models.graph.registry import EDGE_COLUMNS, HABIT_COLUMNS, PAGE_ROWS, RUN_COLUMNS, Registry
 from schemas.ids import is_external
 from schemas.tenant_log import EdgeIdentity
 
-# What is remembered of edges that become one. The sum of two baselines is the baseline of neither: signals, silences
-# and windows are learned anew.
+# What is remembered of edges that become one. The sum of two baselines is the baseline of neither, and two beacons are
+# no clock: signals, silences, windows and runs of contact begin anew.
 EDGE_MERGE: dict[str, Callable[[npt.NDArray[Any]], Any]] = {
     "known": np.logical_or.reduce,
     "first_seen_ms": np.min,
@@ -27,14 +27,17 @@ EDGE_MERGE: dict[str, Callable[[npt.NDArray[Any]], Any]] = {
     "gone": np.logical_and.reduce,
     "vouched": np.bitwise_or.reduce,
     "seen_elsewhere": np.max,
+    "beaconing": np.logical_or.reduce,
 }
 EDGE_RELEARNED = ("windows_seen", "dropped", "history")
+EDGE_BEGUN_ANEW = tuple(name for name in RUN_COLUMNS if name not in EDGE_MERGE)
 EDGE_KEPT = ("tenant", "src", "dst", "port", "protocol", "mean", "spread")
 SERVICE_MERGE: dict[str, Callable[[npt.NDArray[Any]], Any]] = {
     "known": np.logical_or.reduce,
     "fan_out_max": np.max,
     "denied_max": np.max,
     "vouched": np.logical_or.reduce,
+    **dict.fromkeys(HABIT_COLUMNS, np.max),
 }
 SERVICE_KEPT = ("tenant", "external", "given")
 
@@ -115,8 +118,8 @@ def _move_edges(registry: Registry, edges: IntColumn, target: Mapping[int, int])
         if len(group) > 1:
             for name, merged in EDGE_MERGE.items():
                 columns[name][kept] = merged(columns[name][group])
-            for name in EDGE_RELEARNED:
-                columns[name][kept] = 0
+            for name in (*EDGE_RELEARNED, *EDGE_BEGUN_ANEW):
+                columns[name][kept] = EDGE_COLUMNS[name][1]
         for gone in group[1:]:
             registry.identities[gone] = None
             columns["known"][gone] = False
@@ -151,5 +154,5 @@ def _move_services(registry: Registry, target: Mapping[int, int]) -> None:
 def learn_anew(lane: LaneState, edges: IntColumn) -> None:
     """Have edges learn their signals and silences anew: they carry other traffic than before."""
     for name in EDGE_RELEARNED:
-        lane.registry.edge.array[name][edges] = 0
+        lane.registry.edge.array[name][edges] = EDGE_COLUMNS[name][1]
     lane.registry.touch(edges)

@@ -23,7 +23,7 @@ UNSEEN_MS = 1 << 62
 PAGE_ROWS = 2_048
 """Rows of a page: what a checkpoint writes when one of them has changed. Well under 512 KiB."""
 
-_RUN_COLUMNS: dict[str, tuple[type, int, int]] = {
+RUN_COLUMNS: dict[str, tuple[type, int, int]] = {
     # Contact across the estate's border, counted while it goes on (models/graph/beacons.py):
     "run_from": (np.int64, NEVER, 0),  # index of the window with the first contact of the run
     "run_gaps": (np.int16, 0, 0),  # how many intervals between windows with contact are summed up below
@@ -36,7 +36,7 @@ _RUN_COLUMNS: dict[str, tuple[type, int, int]] = {
     "size_votes": (np.int16, 0, 0),  # windows that agree less those that do not
     "beaconing": (np.bool_, 0, 0),  # was reported
 }
-_HABIT_COLUMNS: dict[str, tuple[type, int, int]] = {
+HABIT_COLUMNS: dict[str, tuple[type, int, int]] = {
     # Habits with the outside, by direction (models/graph/border.py); the first window with news brings them to 0:
     "in_news": (np.int32, -1, 0),  # windows with a new caller from outside, halved each day
     "in_port_news": (np.int32, -1, 0),  # ... that was answered on a port new to the outside
@@ -68,7 +68,7 @@ EDGE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "history": (np.int32, 0, len(SIGNALS)),
     "mean": (np.float64, 0, len(SIGNALS)),
     "spread": (np.float64, 0, len(SIGNALS)),
-    **_RUN_COLUMNS,
+    **RUN_COLUMNS,
 }
 SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "tenant": (np.int32, 0, 0),
@@ -78,9 +78,9 @@ SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "denied_max": (np.int64, 0, 0),
     "vouched": (np.bool_, 0, 0),  # another lane had it when this one saw it first
     "given": (np.bool_, True, 0),  # records say this name themselves; else only our naming brings it about
-    **_HABIT_COLUMNS,
+    **HABIT_COLUMNS,
 }
-COLUMNS_SINCE_4 = frozenset({"vouched", "seen_elsewhere", "given", *_RUN_COLUMNS, *_HABIT_COLUMNS})
+COLUMNS_SINCE_4 = frozenset({"vouched", "seen_elsewhere", "given", *RUN_COLUMNS, *HABIT_COLUMNS})
 """Columns of edges and services that states before version 4 do not hold (models/graph/snapshot.py)."""
 
 _DENSE_SPAN = 1 << 16

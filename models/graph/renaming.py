@@ -64,7 +64,8 @@ def rename(lane: LaneState, tenant: str, before: Naming, after: Naming) -> Outpu
         unsettled |= moved.merged
     touching = edges_of(lane, number, np.array(sorted(unsettled), dtype=np.int64))
     learn_anew(lane, touching)
-    unsettled |= set(registry.edge.array["src"][touching].tolist())
+    for end in ("src", "dst"):
+        unsettled |= set(registry.edge.array[end][touching].tolist())
     _settle(lane, number, before, renamed, moved, unsettled)
     return output
 

@@ -14,13 +14,14 @@ import numpy.typing as npt
 from models.drift.structural import EdgeFacts
 from models.graph.admission import is_overflow
 from models.graph.naming import Naming
-from models.graph.registry import Registry
+from models.graph.registry import HABIT_COLUMNS, Registry
 from schemas.tenant_log import EdgeIdentity
 
 MAX_FORMER = 64
 """Former names of one edge that are kept: the first in order, whichever came first."""
 
 Ends = tuple[str, str]
+IntColumn = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -68,12 +69,34 @@ class Settling:
             for src, dst in sorted(ends_of):
                 self._add(registry, edges.get(number, number), (names.get(src, src), names.get(dst, dst)))
 
-    def was_known(self, registry: Registry, number: int) -> bool:
-        """Say whether an edge was known by a name it had."""
+    def begin_close(self, registry: Registry, present: IntColumn) -> None:
+        """Take what a window about to be judged shows under new names for what it was.
+
+        Edges known by a former name become known before anything is judged; services get the habits of what they were
+        part of.
+        """
+        numbers = [number for number in np.intersect1d(present, list(self.former)).tolist() if self.former.get(number)]
+        known = [number for number in numbers if self._was_known(registry, number)]
+        for number in numbers:
+            self._inherit_habits(registry, number)
+        registry.learn(np.array(known, dtype=np.int64))
+        registry.touch(np.array(numbers, dtype=np.int64))
+
+    def _was_known(self, registry: Registry, number: int) -> bool:
         return any(
             (found := registry.edge_number.get(former)) is not None and bool(registry.edge.array["known"][found])
             for former in self._formers(registry, number)
         )
+
+    def _inherit_habits(self, registry: Registry, number: int) -> None:
+        for tenant, *former in self._formers(registry, number):
+            for end, name in zip(("src", "dst"), former[:2], strict=True):
+                old = registry.service_number.get((registry.tenant_number[tenant], str(name)))
+                new = int(registry.edge.array[end][number])
+                if old is not None and old != new:
+                    for column in HABIT_COLUMNS:
+                        values = registry.service.array[column]
+                        values[new] = max(values[new], values[old])
 
     def _formers(self, registry: Registry, number: int) -> list[EdgeIdentity]:
         now = registry.identities[number]
@@ -96,10 +119,10 @@ class Settling:
             )
         return facts
 
-    def unsettled(self, registry: Registry) -> npt.NDArray[np.int64]:
-        """Return the services whose number of peers, or of refusals, may be another only by names."""
-        edge = registry.edge.array["src"]
-        return np.array(sorted(self.services | {int(edge[number]) for number in self.former}), dtype=np.int64)
+    def unsettled(self, registry: Registry) -> IntColumn:
+        """Return the services whose traffic, as a whole or by its peers, may be another only by names."""
+        ends = {int(registry.edge.array[end][number]) for number in self.former for end in ("src", "dst")}
+        return np.array(sorted(self.services | ends), dtype=np.int64)
 
     def close(self, registry: Registry, closed_windows: int) -> bool:
         """Forget what a closed window has settled; return whether all is."""

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from models.graph.merging import EDGE_KEPT, EDGE_MERGE, EDGE_RELEARNED, SERVICE_KEPT, SERVICE_MERGE
+from models.graph.merging import EDGE_BEGUN_ANEW, EDGE_KEPT, EDGE_MERGE, EDGE_RELEARNED, SERVICE_KEPT, SERVICE_MERGE
 from models.graph.registry import EDGE_COLUMNS, SERVICE_COLUMNS
 from models.graph.snapshot import restore, take
 from schemas.detection import DetectionConfig
@@ -53,7 +53,7 @@ def columns_of(feed: Feed, src: str, dst: str, port: int = 8080) -> dict[str, An
 
 def test_what_is_merged_is_said_of_every_column() -> None:
     """A column that nobody thought of would be lost where edges or services become one."""
-    assert {*EDGE_MERGE, *EDGE_RELEARNED, *EDGE_KEPT} == EDGE_COLUMNS.keys()
+    assert {*EDGE_MERGE, *EDGE_RELEARNED, *EDGE_BEGUN_ANEW, *EDGE_KEPT} == EDGE_COLUMNS.keys()
     assert {*SERVICE_MERGE, *SERVICE_KEPT} == SERVICE_COLUMNS.keys()
 
 
