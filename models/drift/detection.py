@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from schemas.drift import DriftKind, EdgeRef, Evidence, Severity
+from schemas.drift import TELEMETRY_KINDS, DriftKind, EdgeRef, Evidence, Severity
 
 MAX_EDGES_LISTED = 50
 
@@ -36,7 +36,9 @@ class Detection:
         return (self.kind, self.src, self.dst, self.port, self.protocol)
 
     def rename(self, names: Mapping[str, str]) -> "Detection":
-        """Return the same of services that have other names now."""
+        """Return the same of services that have other names now; one about a source of flows names no service."""
+        if self.kind in TELEMETRY_KINDS:
+            return self
         edges = (EdgeRef(names.get(e.src, e.src), names.get(e.dst, e.dst), e.port, e.protocol) for e in self.edges)
         return replace(
             self, src=names.get(self.src, self.src), dst=names.get(self.dst, self.dst), edges=tuple(sorted(set(edges)))
