@@ -44,6 +44,8 @@ class DetectionConfig(msgspec.Struct, frozen=True):
         silent_host_min_windows: a host that reported regularly is silent after so many windows without it ...
         silent_host_silences: ... and this many times its usual gap.
         silent_host_max_windows: a host that stays silent for so much longer is gone for good, and is forgotten.
+        max_pending_pairs: halves of calls (spans) held, per tenant and lane, until the other half comes; beyond it the
+            oldest are counted without it. 0 pairs nothing.
     """
 
     learning_windows: int = 10
@@ -76,6 +78,7 @@ class DetectionConfig(msgspec.Struct, frozen=True):
     silent_host_min_windows: int = 3
     silent_host_silences: int = 3
     silent_host_max_windows: int = 60
+    max_pending_pairs: int = 200_000
 
 
 THRESHOLDS_SINCE_4 = frozenset(
@@ -94,6 +97,7 @@ THRESHOLDS_SINCE_4 = frozenset(
         "silent_host_min_windows",
         "silent_host_silences",
         "silent_host_max_windows",
+        "max_pending_pairs",
     }
 )
 """Thresholds that workers before logic version 3 do not know: until it is in force, they have no effect and no state

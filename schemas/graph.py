@@ -32,12 +32,21 @@ MEASURES = (
     "late_flows",
     "late_calls",
     "late_bytes",
+    "sampled_flows",
+    "sampling_sum",
 )
 """Additive integer measures of an edge in a window.
 
 ``flows`` counts on-time records of the chosen reporting side (skewed ones included), ``*_flows`` the records that knew
-the measure: 0 means the sum is unknown, not none. ``late_*`` are records behind their lane's closed windows.
+the measure: 0 means the sum is unknown, not none. ``calls`` are those that these records count: some records belong to
+a call that another one counts (a reply, a later packet), so an edge may have flows and no calls. ``latency_calls``
+weighs latencies by calls, such records' by one. ``late_*`` are records behind their lane's closed windows.
+``sampled_flows`` are records whose source saw a sample only and whose measures were multiplied; ``sampling_sum`` adds
+up by what, so that the two say "1 in N" on average.
 """
+FIRST_MEASURES = MEASURES.index("late_bytes") + 1
+"""How many there were at first. Later ones are left out of states and messages where they are all 0: older workers read
+those, and they have the same bytes whoever wrote them."""
 MEASURE_INDEX = {name: index for index, name in enumerate(MEASURES)}
 
 GRAPH_CHUNK_VERSION = 1
@@ -104,6 +113,7 @@ class GraphChunk(msgspec.Struct, frozen=True):
 
     ``columns`` holds packed columns: port, protocol, other_side_flows, p50_us, p95_us, p99_us, every measure, and the
     sparse histogram (``histogram_edge`` counts from 0 within the chunk). ``edges_total``: edges of the whole window.
+    Measures after ``FIRST_MEASURES`` are missing where they are all 0; so are they at the end of ``overflow``.
     """
 
     tenant: str
@@ -140,7 +150,9 @@ def _take(window: ClosedWindow, rows: IntColumn, shard: int, shards: int) -> Gra
     edges = window.edges
     columns: dict[str, Any] = {name: pack_column(getattr(edges, name)[rows]) for name in _PLAIN}
     for name, index in MEASURE_INDEX.items():
-        columns[name] = pack_column(edges.measures[rows, index])
+        column = edges.measures[rows, index]
+        if index < FIRST_MEASURES or column.any():
+            columns[name] = pack_column(column)
     renumber = np.full(len(edges), -1, dtype=np.int64)
     renumber[rows] = np.arange(len(rows))
     local = renumber[edges.histogram_edge] if len(edges.histogram_edge) else edges.histogram_edge
@@ -161,11 +173,16 @@ def _take(window: ClosedWindow, rows: IntColumn, shard: int, shards: int) -> Gra
         dst=[edges.dst[i] for i in rows],
         columns=columns,
         incomplete=window.incomplete,
-        overflow=tuple(int(v) for v in window.overflow) if shard == shards else (),
+        overflow=_shortened(window.overflow) if shard == shards else (),
         is_learning=window.is_learning,
         histogram_count=int(inside.sum()),
         edges_total=len(edges),
     )
+
+
+def _shortened(overflow: IntColumn) -> tuple[int, ...]:
+    used = max(FIRST_MEASURES, *(np.flatnonzero(overflow) + 1).tolist(), 0)
+    return tuple(overflow[:used].tolist())
 
 
 EDGES_PER_SHARD = 1_500
@@ -196,8 +213,15 @@ def decode_chunk(data: bytes) -> GraphChunk:
 
 
 def chunk_columns(chunk: GraphChunk) -> dict[str, IntColumn]:
-    """Unpack a chunk's columns to int64 arrays."""
-    return {
-        name: unpack_column(packed, chunk.histogram_count if name in _HISTOGRAM else chunk.count)
-        for name, packed in chunk.columns.items()
-    }
+    """Unpack a chunk's columns to int64 arrays; later measures that it lacks are 0."""
+    columns = {name: np.zeros(chunk.count, dtype=np.int64) for name in MEASURES[FIRST_MEASURES:]}
+    for name, packed in chunk.columns.items():
+        columns[name] = unpack_column(packed, chunk.histogram_count if name in _HISTOGRAM else chunk.count)
+    return columns
+
+
+def chunk_overflow(chunk: GraphChunk) -> dict[str, int] | None:
+    """Return a marker's overflow by measure, ``None`` if it is damaged; later measures that it lacks are 0."""
+    if not FIRST_MEASURES <= len(chunk.overflow) <= len(MEASURES):
+        return None
+    return dict.fromkeys(MEASURES, 0) | dict(zip(MEASURES, chunk.overflow, strict=False))

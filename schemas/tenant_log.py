@@ -35,7 +35,8 @@ ROW_COLUMNS = (
     "latency_us",
 )
 """Columns of a row, all int64; -1 is unknown. ``edge`` indexes the record's edge dictionary."""
-MARK_COLUMNS = {"sampling": 1, "continued": 0, "pair": -1, "host": -1}
+SAMPLING, CONTINUED, PAIR = "sampling", "continued", "pair"
+MARK_COLUMNS = {SAMPLING: 1, CONTINUED: 0, PAIR: -1, "host": -1}
 """Columns that only some producers' formats bring, with what holds where one is absent or -1: by what the measures were
 multiplied; whether another record counts the call; the key that joins a client's half of a call to the server's; who
 reported the row, an index into the record's hosts, -1 where it names nobody."""
@@ -153,7 +154,7 @@ class EncodedEdges(Sequence[EdgeIdentity]):
 
     __slots__ = ("encoded",)
 
-    def __init__(self, encoded: list[msgspec.Raw]) -> None:
+    def __init__(self, encoded: Sequence[msgspec.Raw | bytes]) -> None:
         self.encoded = encoded
 
     def __len__(self) -> int:
@@ -165,11 +166,11 @@ class EncodedEdges(Sequence[EdgeIdentity]):
     def __getitem__(self, index: slice) -> list[EdgeIdentity]: ...
     def __getitem__(self, index: int | slice) -> EdgeIdentity | list[EdgeIdentity]:
         if isinstance(index, slice):
-            return [_decode_edge(raw) for raw in self.encoded[index]]
-        return _decode_edge(self.encoded[index])
+            return [decode_edge(raw) for raw in self.encoded[index]]
+        return decode_edge(self.encoded[index])
 
     def __iter__(self) -> Iterator[EdgeIdentity]:
-        return map(_decode_edge, self.encoded)
+        return map(decode_edge, self.encoded)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -259,7 +260,19 @@ def encode_edge(edge: EdgeIdentity) -> bytes:
     return _encoder.encode(edge)
 
 
-def _decode_edge(raw: msgspec.Raw) -> EdgeIdentity:
+def encoded_edges(edges: Sequence[EdgeIdentity], numbers: Sequence[int]) -> list[bytes]:
+    """Return some of a record's edges as bytes: as they came, where they came as such."""
+    if isinstance(edges, EncodedEdges):
+        return [bytes(edges.encoded[number]) for number in numbers]
+    return [encode_edge(edges[number]) for number in numbers]
+
+
+def decode_edge(raw: msgspec.Raw | bytes) -> EdgeIdentity:
+    """Return the edge of bytes in a record.
+
+    Raises:
+        WireFormatError: they are none.
+    """
     try:
         edge: EdgeIdentity = _edge_decoder.decode(raw)
         return edge

@@ -1,6 +1,6 @@
 """Builders for tests: flows and `tenant-log` records written the short way."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -34,8 +34,17 @@ def make_lane(partitions: int = 1, **changes: object) -> LaneConfig:
     return LaneConfig(**values)  # type: ignore[arg-type]
 
 
-def rows_of(flows: Sequence[Flow], positions: Sequence[int], sampling: int = 1) -> Rows:
-    """Pack flows as rows at the given positions; ``sampling``: by what their measures are multiplied already."""
+def rows_of(
+    flows: Sequence[Flow],
+    positions: Sequence[int],
+    sampling: int = 1,
+    marks: Mapping[str, Sequence[int]] | None = None,
+) -> Rows:
+    """Pack flows as rows at the given positions.
+
+    Args:
+        sampling: by what their measures are multiplied already. marks: other columns that only own formats bring.
+    """
     codes: dict[tuple[str, str, str, int, int], int] = {}
     edge = []
     for flow in flows:
@@ -71,6 +80,7 @@ def rows_of(flows: Sequence[Flow], positions: Sequence[int], sampling: int = 1) 
         columns[name] = column(getattr(flow, name) for flow in flows)
     if sampling != 1:
         columns["sampling"] = column(sampling for _ in flows)
+    columns |= {name: column(values) for name, values in (marks or {}).items()}
     hosts = list(dict.fromkeys(flow.host for flow in flows if flow.host is not None))
     if hosts:
         columns["host"] = column(None if flow.host is None else hosts.index(flow.host) for flow in flows)
@@ -85,6 +95,7 @@ def record_of(
     after: int | None = None,
     as_of_ms: int = 1 << 42,
     sampling: int = 1,
+    marks: Mapping[str, Sequence[int]] | None = None,
 ) -> LogRecord:
     """Return one record: each flow is its own message, offsets from ``first_offset`` on."""
     positions = [position_of(first_offset + number, 0) for number in range(len(flows))]
@@ -96,7 +107,7 @@ def record_of(
         as_of_ms=as_of_ms,
         progress=(Progress(SOURCE, partition, before, upto, clocks, ACTIVE),),
         lane=lane,
-        rows=rows_of(flows, positions, sampling) if flows else None,
+        rows=rows_of(flows, positions, sampling, marks) if flows else None,
         logic=LOGIC_VERSION,
     )
 

@@ -55,7 +55,7 @@ class Threshold(click.ParamType):
             threshold = float(number)
         except ValueError:
             self.fail(f"{number!r} is no number", param, ctx)
-        whole = isinstance(getattr(DetectionConfig(), name), int)
+        whole = not isinstance(getattr(DetectionConfig(), name), float)
         if not 0 <= threshold < math.inf or (whole and not threshold.is_integer()):
             self.fail(f"{name} takes a {'whole ' if whole else ''}number from 0, not {number}", param, ctx)
         return name, threshold

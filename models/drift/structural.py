@@ -18,7 +18,8 @@ class EdgeFacts:
     """One unknown edge in one window, and what is known around it.
 
     Attributes:
-        calls: calls so far in the window, late ones included. first_ms: least event time of its records.
+        calls: calls so far in the window, late ones included; 0 where only rows came whose call another record counts.
+        first_ms: least event time of its records.
         history: closed windows of the tenant: how long "never seen" is.
     """
 
@@ -89,7 +90,8 @@ def judge_new(edges: Iterable[EdgeFacts]) -> list[Detection]:
     detections = []
     for (kind, src, dst, port, protocol), members in groups.items():
         refs = sorted(member.ref for member in members)
-        calls = sum(member.calls for member in members)
+        # A reply whose call nobody counted proves one all the same.
+        calls = max(1, sum(member.calls for member in members))
         history = max(member.history for member in members)
         detections.append(
             Detection(

@@ -49,6 +49,10 @@ class Border:
         """Return the rows of a direction."""
         return self.inbound if direction == INBOUND else self.outbound
 
+    def of(self, rows: IntColumn) -> "Border":
+        """Return what some of the rows have to do with the outside."""
+        return Border(self.inbound[rows], self.outbound[rows], self.unanswered[rows], self.scan[rows], self.open[rows])
+
 
 def border_of(lane: LaneState, present: IntColumn, chosen: IntColumn) -> Border:
     """Return what a window's rows have to do with the outside.

@@ -17,6 +17,7 @@ from models.graph.border import border_of, judge_border, of_open_services
 from models.graph.clock import END_OF_TIME_MS
 from models.graph.corroboration import is_back_elsewhere, is_still_seen, tell_removed
 from models.graph.cutting import columns_of, cut_tenant
+from models.graph.folding import fold_halves
 from models.graph.guarding import close_guard
 from models.graph.judging import judge_signals, judge_structure
 from models.graph.lane import LaneState
@@ -42,6 +43,7 @@ def advance(lane: LaneState) -> Output:
         return output
     window_ms = lane.config.window_ms
     if watermark_ms >= END_OF_TIME_MS:
+        output.extend(fold_halves(lane))
         clocks = [m.event_ms for m in lane.clock.members.values() if m.event_ms is not None]
         deadline_to = max(clocks, default=0) // window_ms
         # Other partitions of the log may hold the last rows: how far this one's watermark had come must not matter.
@@ -51,6 +53,7 @@ def advance(lane: LaneState) -> Output:
         closed_to = deadline_to = max(watermark_ms // window_ms, 0)
     if lane.closed_index is not None and closed_to <= lane.closed_index:
         return output
+    output.extend(fold_halves(lane, closed_to))
     if lane.closed_index is None:
         lane.judged_index = min([closed_to, *lane.windows]) - 1
     # A loss has raised the floor already, up to where the lane stood: what it kept back counts from there.
@@ -93,7 +96,7 @@ def _guarded_silences(lane: LaneState, judged: int, deadline_to: int) -> int:
 
 def close_all(lane: LaneState, reason: str) -> Output:
     """Close every open window as incomplete and forget the clocks of the sources: their log is gone."""
-    output = Output()
+    output = fold_halves(lane)
     for window in lane.windows.values():
         window.incomplete.add(reason)
     if lane.windows:
@@ -266,9 +269,10 @@ def _close_window(
     )
     if withheld:
         output.counts[WITHHELD] += withheld
-    judge_structure(lane, table.index, present, columns.chosen, border, learned, detections)
-    judge_border(lane, table.index, present, columns.chosen, border, learned, detections)
-    beacons.follow(lane, table.index, present, columns.chosen, border, learned, detections)
+    told = np.flatnonzero(~edge["hearsay"][present])
+    of_told = columns.chosen[:, told]
+    for judge in (judge_structure, judge_border, beacons.follow):
+        judge(lane, table.index, present[told], of_told, border.of(told), learned, detections)
     # Sorted by identity, a tenant's edges are neighbours: cutting them out costs no more with many tenants.
     bounds = [0, *(np.flatnonzero(np.diff(tenant_of)) + 1).tolist(), len(present)]
     rows_of = {int(tenant_of[a]): slice(a, b) for a, b in pairwise(bounds) if a < b}
@@ -311,7 +315,7 @@ def _remember(lane: LaneState, index: int, present: IntColumn) -> None:
     edge["windows_seen"][present] += 1
     edge["dropped"][present] &= False
     edge["gone"][present] = False
-    lane.registry.learn(present)
+    lane.registry.learn(present[~edge["hearsay"][present]])
     lane.registry.touch(present)
 
 
@@ -335,7 +339,7 @@ def _forget(lane: LaneState, index: int) -> None:
     size = len(lane.registry)
     registry = lane.registry
     edge = registry.edge.array
-    stale = edge["known"][:size] & (edge["last_index"][:size] < index - FORGET_AFTER_WINDOWS)
+    stale = (edge["known"] | edge["hearsay"])[:size] & (edge["last_index"][:size] < index - FORGET_AFTER_WINDOWS)
     for window in lane.windows.values():
         stale &= ~window.has_rows(size)  # it is back: its window is only not closed yet
     forgotten = np.flatnonzero(stale).tolist()

@@ -1,6 +1,7 @@
 """Rows of one record into open windows: which cannot be folded, when and to which edge they count. Pure."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -8,14 +9,25 @@ import numpy.typing as npt
 from models.graph.admission import admit
 from models.graph.corroboration import note
 from models.graph.early import raise_early
+from models.graph.halves import INDEX, LATE, Joined
 from models.graph.lane import DAY_MS, IntColumn, LaneState
 from models.graph.logic import PRODUCERS_OWN
 from models.graph.output import Output, RowDeadLetter
 from models.graph.registry import distinct
 from models.graph.taken import TakenOrigins
 from schemas.dead_letter import Reason
-from schemas.flow import MAX_MEASURE
-from schemas.tenant_log import MARK_COLUMNS, ORIGIN, EdgeIdentity, LogRecord, unpack_column, unpack_rows
+from schemas.flow import MAX_MEASURE, SIDE_SERVER
+from schemas.tenant_log import (
+    CONTINUED,
+    MARK_COLUMNS,
+    ORIGIN,
+    PAIR,
+    SAMPLING,
+    EdgeIdentity,
+    LogRecord,
+    unpack_column,
+    unpack_rows,
+)
 
 MAX_OPEN_WINDOWS = 512
 """Windows open at once; rows beyond are folded into the nearest one. Only hostile clocks come near it."""
@@ -23,6 +35,8 @@ MAX_CALLS = 1 << 32
 MAX_TIME_MS = 1 << 43
 """As schemas/flow.py bounds them: the year 2248, and more calls than one record can stand for."""
 NO_LIMIT = (1 << 63) - 1
+_MARK_BOUNDS = {SAMPLING: (1, MAX_MEASURE), CONTINUED: (0, 1), PAIR: (-1, NO_LIMIT)}
+_HOST = "host"
 _MEASURED = ("errors", "denied", "bytes_out", "bytes_in", "packets_out", "packets_in", "latency_us")
 
 
@@ -41,6 +55,7 @@ def fold(lane: LaneState, record: LogRecord, applied: int, taken: TakenOrigins) 
         columns[ORIGIN] = unpack_column(record.rows.columns[ORIGIN], record.rows.count)
         good = taken.fresh(record.origin, columns[ORIGIN], good)
     output.counts["repeated"] += int(len(good) - good.sum())
+    _take_marks(columns)
     good = _refuse(lane, record, columns, good, output)
     whole = bool(good.all())
     if record.origin is not None:
@@ -51,33 +66,121 @@ def fold(lane: LaneState, record: LogRecord, applied: int, taken: TakenOrigins) 
         columns = {name: column[good] for name, column in columns.items()}
     if not len(columns["position"]):
         return output
-    times = _believed_times(lane, record, columns)
-    codes = columns["edge"]
-    edges = record.rows.edges
-    numbers, new = _numbers(lane, edges, None if whole else codes)
-    index = times // lane.config.window_ms
-    index, late = _place(lane, index, columns)
+    columns["time_ms"] = _believed_times(lane, record, columns)
+    index, late = _place(lane, columns["time_ms"] // lane.config.window_ms, columns)
+    hosts = record.rows.hosts if lane.logic >= PRODUCERS_OWN and record.origin is None else None
+    if PAIR not in columns:
+        codes = columns["edge"]
+        _fold(lane, _Rows(record.rows.edges, columns, codes, index, late, None if whole else codes, hosts), output)
+        return output
+    if hosts is not None:  # now: by the time a half is folded, it does not matter when it came
+        tenants = lane.halves.tenants_of(record.rows.edges, columns["edge"], lane.registry.tenant)
+        lane.guard.note_rows(index, tenants, late if late.any() else None, columns, hosts)
+    columns |= {INDEX: index, LATE: late.astype(np.int64)}
+    columns.setdefault(SAMPLING, np.ones(len(index), dtype=np.int64))
+    joined = lane.halves.join(columns, record.rows.edges, lambda tenant: lane.detection(tenant).max_pending_pairs)
+    for value in distinct(index[waiting]) if (waiting := (columns[PAIR] >= 0) & ~late).any() else ():
+        lane.window(value)  # open though nothing may be folded into it yet: a loss would concern it
+    _fold_joined(lane, joined, output)
+    return output
+
+
+def fold_halves(lane: LaneState, before: int | None = None) -> Output:
+    """Fold the halves that wait in windows below an index, ``None`` is all, without the other ones.
+
+    Nothing fires: their windows close next.
+    """
+    output = Output()
+    if not lane.halves.is_empty:
+        _fold_joined(lane, lane.halves.release(before), output, is_closing=True)
+    return output
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows and where they go.
+
+    Attributes:
+        codes: index into ``edges`` of each row. index: window of each. late: rows behind closed windows.
+        used: codes that have rows, with repeats; None is all.
+        hosts: who may have reported the rows; None where that is nobody's concern here.
+        joined: what pairing made them of; None if it had nothing to do with them.
+    """
+
+    edges: Sequence[EdgeIdentity]
+    columns: dict[str, IntColumn]
+    codes: IntColumn
+    index: IntColumn
+    late: npt.NDArray[np.bool_]
+    used: IntColumn | None = None
+    hosts: Sequence[str] | None = None
+    joined: Joined | None = None
+
+
+def _fold_joined(lane: LaneState, joined: Joined, output: Output, is_closing: bool = False) -> None:
+    output.counts.update({name: count for name, count in joined.counts.items() if count})
+    if len(joined):
+        columns = dict(joined.columns)
+        codes, index, late = columns.pop("edge"), columns.pop(INDEX), columns.pop(LATE) > 0
+        _fold(lane, _Rows(joined.edges, columns, codes, index, late, joined=joined), output, is_closing)
+
+
+def _fold(lane: LaneState, rows: _Rows, output: Output, is_closing: bool = False) -> None:
+    edges, columns, codes, index, late = rows.edges, rows.columns, rows.codes, rows.index, rows.late
+    times = columns["time_ms"]
+    numbers, new = _numbers(lane, edges, rows.used)
     late_rows = int(np.count_nonzero(late))
     output.counts["late"] += late_rows
     skewed_rows = int(np.count_nonzero((columns["skewed"] > 0) & ~late))
     output.counts["skewed"] += skewed_rows
     output.counts["on_time"] += len(late) - late_rows - skewed_rows
-    if lane.logic >= PRODUCERS_OWN and record.origin is None:
+    if rows.hosts is not None:
         tenants = lane.registry.edge.array["tenant"][numbers[codes]]
-        lane.guard.note_rows(index, tenants, late if late_rows else None, columns, record.rows.hosts)
+        lane.guard.note_rows(index, tenants, late if late_rows else None, columns, rows.hosts)
     _note_first_seen(lane, numbers, codes, times)
+    if lane.logic >= PRODUCERS_OWN:
+        _note_hearsay(lane, rows, numbers, new)
     capacity = lane.registry.edge.capacity
     touched = distinct(index)
     if len(touched) == 1:
         lane.window(touched[0]).fold(columns, codes, numbers, late if late_rows else None, capacity)
     else:
         for value in touched:
-            rows = np.flatnonzero(index == value)
-            part = {name: column[rows] for name, column in columns.items()}
-            lane.window(value).fold(part, codes[rows], numbers, late[rows] if late_rows else None, capacity)
-    if lane.closed_index is not None:
-        raise_early(lane, output, numbers, new, codes, times, index, columns)
-    return output
+            here = np.flatnonzero(index == value)
+            part = {name: column[here] for name, column in columns.items()}
+            lane.window(value).fold(part, codes[here], numbers, late[here] if late_rows else None, capacity)
+    if lane.closed_index is not None and not is_closing:
+        raise_early(lane, output, numbers, _certain(rows, numbers, new), codes, times, index, columns)
+
+
+def _note_hearsay(lane: LaneState, rows: _Rows, numbers: IntColumn, new: list[int]) -> None:
+    """Mark edges of which servers' halves without a client's alone have told yet: they are measured, and no news."""
+    registry = lane.registry
+    if rows.joined is None:
+        told = numbers if rows.used is None else numbers[np.unique(rows.used)]
+    else:
+        told = numbers[np.unique(rows.codes[~rows.joined.is_alone | (rows.columns["side"] != SIDE_SERVER)])]
+        for number in sorted(set(new).difference(told.tolist())):
+            registry.doubt(number)
+    for number in np.unique(told[registry.edge.array["hearsay"][told]]).tolist():
+        registry.confirm(number)
+        note(lane, number)
+
+
+def _certain(rows: _Rows, numbers: IntColumn, new: list[int]) -> list[int]:
+    """Return new edges that were not brought by half a call first: its other half might have named another edge."""
+    if rows.joined is None or not new or not rows.joined.began_alone.any():
+        return new
+    # Codes are in the order in which rows brought them: the first one of each edge is kept.
+    first = dict(zip(numbers[::-1].tolist(), rows.joined.began_alone[::-1].tolist(), strict=True))
+    return [number for number in new if not first[number]]
+
+
+def _take_marks(columns: dict[str, IntColumn]) -> None:
+    """Let rows whose call another record counts bring none; of other rows none at all is out of bounds as ever."""
+    if CONTINUED in columns:
+        calls = columns["calls"]
+        columns["calls"] = np.where(columns[CONTINUED] > 0, 0, np.where(calls == 0, -1, calls))
 
 
 def _refuse(
@@ -90,12 +193,12 @@ def _refuse(
     latest_ms = NO_LIMIT if record.append_time else record.as_of_ms + DAY_MS
     bounds = {
         "edge": (0, len(record.rows.edges) - 1),
-        "calls": (1, MAX_CALLS),
+        "calls": (1 if CONTINUED not in columns else 0, MAX_CALLS),
         "time_ms": (0, MAX_TIME_MS),
         **dict.fromkeys(_MEASURED, (-1, MAX_MEASURE)),
     }
-    if "host" in columns:
-        bounds["host"] = (-1, len(record.rows.hosts) - 1)
+    marks = {**_MARK_BOUNDS, _HOST: (-1, len(record.rows.hosts) - 1)}
+    bounds |= {name: bound for name, bound in marks.items() if name in columns}
     # Nearly every record is sound: two extremes a column say so without a mask.
     outside = [n for n, (low, high) in bounds.items() if columns[n].min() < low or columns[n].max() > high]
     if not outside and columns["time_ms"].max() <= latest_ms:

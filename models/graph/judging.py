@@ -53,11 +53,14 @@ def judge_signals(
         return column
 
     on_time = take("flows") > 0
+    errors = take("errors")
+    if lane.logic >= PRODUCERS_OWN:  # a call and its reply may both tell of the same error
+        errors = np.minimum(errors, take("calls"))
     values = baseline.signals_of(
         take("calls"),
         take("bytes_out") + take("bytes_in"),
         (take("bytes_out_flows") > 0) | (take("bytes_in_flows") > 0),
-        take("errors"),
+        errors,
         take("error_flows") > 0,
         p50,
         p95,

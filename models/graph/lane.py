@@ -14,6 +14,7 @@ from models.drift.findings import FindingBook, Scope, Sight
 from models.graph.admission import TenantEdges
 from models.graph.clock import LaneClock
 from models.graph.guard import SourceGuard
+from models.graph.halves import Halves
 from models.graph.logic import LOGIC_VERSION, PRODUCERS_OWN
 from models.graph.naming import LITERAL, Naming
 from models.graph.registry import Registry
@@ -53,6 +54,7 @@ class LaneState:
     """Registry, open windows, tenants and clock of a lane.
 
     Attributes:
+        halves: halves of calls that wait for the other one, in windows that are open.
         closed_index: windows with a smaller index are closed; None before the first watermark.
         judged_index: deadlines up to the end of this window have fired.
         quiet_floor: silence before the end of this window counts for nothing: records may be missing.
@@ -68,6 +70,7 @@ class LaneState:
         self.clock.declare(config)
         self.registry = Registry()
         self.windows: dict[int, WindowTable] = {}
+        self.halves = Halves()
         self.tenants: dict[int, TenantState] = {}
         self.closed_index: int | None = None
         self.judged_index = -1

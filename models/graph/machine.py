@@ -213,6 +213,8 @@ class Machine:
             config = without_later_fields(config)
         lane = self.lanes.get(config.name)
         if lane is None or config.generation > lane.config.generation:
+            if lane is not None:  # what waited goes the way of its open windows
+                output.counts["stale_generation"] += len(lane.halves)
             lane = self.lanes[config.name] = LaneState(config)
             lane.logic = self.logic.in_force
             self.take_settings(lane)

@@ -21,6 +21,7 @@ from schemas.tenant_log import EdgeIdentity
 # no clock: signals, silences, windows and runs of contact begin anew.
 EDGE_MERGE: dict[str, Callable[[npt.NDArray[Any]], Any]] = {
     "known": np.logical_or.reduce,
+    "hearsay": np.logical_and.reduce,
     "first_seen_ms": np.min,
     "last_index": np.max,
     "gap_max": np.max,
@@ -122,7 +123,7 @@ def _move_edges(registry: Registry, edges: IntColumn, target: Mapping[int, int])
                 columns[name][kept] = EDGE_COLUMNS[name][1]
         for gone in group[1:]:
             registry.identities[gone] = None
-            columns["known"][gone] = False
+            columns["known"][gone] = columns["hearsay"][gone] = False
             into[gone] = kept
         registry.edge_pages.update(number // PAGE_ROWS for number in group)
     return into

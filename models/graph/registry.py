@@ -65,6 +65,7 @@ EDGE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "gone": (np.bool_, 0, 0),  # its removal was reported, in this lane or another
     "vouched": (np.uint8, 0, 0),  # what other lanes had when this one saw it first (models/graph/corroboration.py)
     "seen_elsewhere": (np.int64, NEVER, 0),  # index up to which another lane's sight of it kept its removal back
+    "hearsay": (np.bool_, 0, 0),  # told of by halves of calls alone that do not know the client
     "history": (np.int32, 0, len(SIGNALS)),
     "mean": (np.float64, 0, len(SIGNALS)),
     "spread": (np.float64, 0, len(SIGNALS)),
@@ -80,7 +81,7 @@ SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "given": (np.bool_, True, 0),  # records say this name themselves; else only our naming brings it about
     **HABIT_COLUMNS,
 }
-COLUMNS_SINCE_4 = frozenset({"vouched", "seen_elsewhere", "given", *RUN_COLUMNS, *HABIT_COLUMNS})
+COLUMNS_SINCE_4 = frozenset({"hearsay", "vouched", "seen_elsewhere", "given", *RUN_COLUMNS, *HABIT_COLUMNS})
 """Columns of edges and services that states before version 4 do not hold (models/graph/snapshot.py)."""
 
 _DENSE_SPAN = 1 << 16
@@ -283,6 +284,19 @@ class Registry:
         """Hold all names for what records say: so it was as long as nothing was named by rules."""
         self.service.array["given"][:] = True
 
+    def doubt(self, number: int) -> None:
+        """Take a new edge for hearsay: it stays unknown, and shows nobody that its services are there."""
+        columns = self.edge.array
+        columns["hearsay"][number] = True
+        self.unsettled.take(int(columns["src"][number]), int(columns["dst"][number]))
+
+    def confirm(self, number: int) -> None:
+        """Take an edge for more than hearsay: it is a new one from here on."""
+        columns = self.edge.array
+        columns["hearsay"][number] = False
+        self.unsettled.add(int(columns["src"][number]), int(columns["dst"][number]))
+        self.edge_pages.add(number // PAGE_ROWS)
+
     def name_edges(self, named: list[bool]) -> None:
         """Set identities and their numbers from the columns, after a restore; ``named`` is false where no edge is."""
         columns = (
@@ -300,7 +314,7 @@ class Registry:
         """Set ``unsettled`` by the edges that are not known: after a restore, or once some were moved."""
         array, size = self.edge.array, len(self)
         named = np.fromiter((identity is not None for identity in self.identities), dtype=bool, count=size)
-        unknown = np.flatnonzero(named & ~array["known"][:size])
+        unknown = np.flatnonzero(named & ~array["known"][:size] & ~array["hearsay"][:size])
         is_vouched = (array["vouched"][unknown] & VOUCHED_PAIR) > 0
         ends = (array["src"][unknown].tolist(), array["dst"][unknown].tolist())
         self.unsettled = Unsettled.of(zip(*ends, is_vouched.tolist(), strict=True))
@@ -316,9 +330,9 @@ class Registry:
                 del self._number_of_encoded[encoded]
             self._other_spellings_count -= len(spellings)
             columns = self.edge.array
-            if not columns["known"][number]:
+            if not columns["known"][number] and not columns["hearsay"][number]:
                 self.unsettled.take(int(columns["src"][number]), int(columns["dst"][number]))
-            columns["known"][number] = False
+            columns["known"][number] = columns["hearsay"][number] = False
             self.edge_pages.add(number // PAGE_ROWS)
 
     def find_known_pairs(self) -> None:
@@ -365,7 +379,9 @@ class Registry:
         columns = self.edge.array
         new = numbers[~columns["known"][numbers].astype(bool)]
         columns["known"][new] = True
-        for src, dst in zip(columns["src"][new].tolist(), columns["dst"][new].tolist(), strict=True):
+        unsettled = new[~columns["hearsay"][new]]
+        columns["hearsay"][new] = False
+        for src, dst in zip(columns["src"][unsettled].tolist(), columns["dst"][unsettled].tolist(), strict=True):
             self.unsettled.take(src, dst)
         self.known_pairs.update(pair_of(columns["src"][new], columns["dst"][new]).tolist())
         self.known_ports.update(self._border_ports(new))

@@ -31,7 +31,19 @@ from models.graph.settling import Settling
 from models.graph.taken import TakenOrigins
 from models.graph.window import WindowTable
 from schemas.errors import CheckpointError, WireFormatError
-from schemas.tenant_log import LaneConfig, Positions, as_known_before, pack_positions, unpack_positions
+from schemas.graph import FIRST_MEASURES, MEASURES
+from schemas.tenant_log import (
+    PAIR,
+    EdgeIdentity,
+    LaneConfig,
+    PackedColumn,
+    Positions,
+    as_known_before,
+    pack_column,
+    pack_positions,
+    unpack_column,
+    unpack_positions,
+)
 
 SNAPSHOT_VERSION = 4
 """Latest version that this worker reads, and the earliest that holds what `PRODUCERS_OWN` needs."""
@@ -40,6 +52,8 @@ TAKEN_VERSION = 2
 FIRST_VERSION = 1
 TAKEN_PAGE = 32_768
 """Positions in one chunk: 256 KiB where they lie as far apart as can be."""
+HALVES_BYTES = 400_000
+"""Of halves of calls in one chunk, at most about; packed they are less."""
 
 IntColumn = npt.NDArray[np.int64]
 PackedArray = tuple[str, list[int], bytes]
@@ -109,11 +123,17 @@ class _Guard(msgspec.Struct):
     noted: list[tuple[int, int]]
 
 
+class _Halves(msgspec.Struct):
+    edges: list[EdgeIdentity]
+    columns: dict[str, PackedColumn]
+    count: int
+
+
 class _Meta(msgspec.Struct, omit_defaults=True):
     """``taken``: (source, partition, positions) of replayed dead letters. A field without default is always there.
 
     ``logic``: absent means version 1, and nobody who could run a later one.
-    ``inventories``: the digest of each document of each tenant.
+    ``inventories``: the digest of each document of each tenant. ``halves``: chunks of halves of calls, by lane.
     """
 
     version: int
@@ -124,6 +144,7 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     taken: list[tuple[str, int, int]] = []
     logic: Logic | None = None
     inventories: dict[str, dict[str, str]] = {}
+    halves: dict[str, int] = {}
 
 
 class _Window(msgspec.Struct):
@@ -171,7 +192,7 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
 
     Call ``mark_clean`` once the chunks are stored.
     """
-    lanes = []
+    lanes, halves = [], {}
     for name in sorted(machine.lanes):
         lane = machine.lanes[name]
         registry = lane.registry
@@ -187,6 +208,10 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
             yield f"{name}/tenant/{number}", _encoder.encode(_tenant(number, lane.tenants[number]))
         if lane.logic >= PRODUCERS_OWN:
             yield from _guard_chunks(name, lane.guard)
+        for page, (edges, columns) in enumerate(lane.halves.pages(HALVES_BYTES)):
+            packed = {column: pack_column(values) for column, values in columns.items()}
+            yield f"{name}/halves/{page}", _encoder.encode(_Halves(edges, packed, len(columns[PAIR])))
+            halves[name] = page + 1
         lanes.append(_lane(lane))
     taken = machine.taken
     for source in taken.sources():
@@ -205,6 +230,7 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
         [(*source, len(taken.positions(source))) for source in taken.sources()],
         None if _is_first_logic(machine) else machine.logic,
         {tenant: rules.digests for tenant, rules in sorted(machine.inventories.items())},
+        halves,
     )
     yield "meta", _encoder.encode(meta)
 
@@ -279,12 +305,19 @@ def _window_chunks(lane: str, window: WindowTable) -> Iterator[tuple[str, bytes]
             edges = used[page * PAGE_ROWS : (page + 1) * PAGE_ROWS]
             low, high = window.key_range(used, page, PAGE_ROWS)
             inside = slice(*np.searchsorted(keys, [low, high]).tolist())
-            chunk = _Window(_pack(edges), _pack(table[:, edges]), _pack(np.stack([keys[inside], counts[inside]])))
+            histogram = np.stack([keys[inside], counts[inside]])
+            chunk = _Window(_pack(edges), _pack(_measures(table, edges)), _pack(histogram))
             pages.append((side, page))
             yield f"{lane}/window/{window.index}/{side}/{page}", _encoder.encode(chunk)
     peers = [(source, sorted(window.new_peers[source])) for source in sorted(window.new_peers)]
     head = _WindowHead(sorted(window.incomplete), sorted(window.denied_by_source.items()), peers, pages)
     yield f"{lane}/window/{window.index}", _encoder.encode(head)
+
+
+def _measures(table: IntColumn, edges: IntColumn) -> IntColumn:
+    """Take measures of edges, ``(M, K)``: the first ones alone where the others are 0, as states before 4 have it."""
+    later: IntColumn = table[FIRST_MEASURES:, edges]
+    return table[: None if later.any() else FIRST_MEASURES, edges]
 
 
 def _tenant(number: int, state: TenantState) -> _Tenant:
@@ -397,6 +430,7 @@ def _restore(chunks: dict[str, bytes], can_run: int) -> Machine:
     machine.inventories = {tenant: documents.rules(digests) for tenant, digests in meta.inventories.items()}
     for saved in meta.lanes:
         machine.lanes[saved.config.name] = _restore_lane(saved, chunks, documents)
+        _restore_halves(machine.lanes[saved.config.name], meta.halves.get(saved.config.name, 0), chunks)
         machine.lanes[saved.config.name].logic = machine.logic.in_force
         machine.take_settings(machine.lanes[saved.config.name])
     return machine
@@ -487,6 +521,13 @@ def _restore_guard(guard: SourceGuard, name: str, chunks: dict[str, bytes]) -> N
         guard.open.setdefault(index, {})[number] = msgspec.msgpack.decode(chunk, type=Noted)
 
 
+def _restore_halves(lane: LaneState, pages: int, chunks: dict[str, bytes]) -> None:
+    for page in range(pages):
+        part = msgspec.msgpack.decode(chunks[f"{lane.config.name}/halves/{page}"], type=_Halves)
+        columns = {column: unpack_column(packed, part.count) for column, packed in part.columns.items()}
+        lane.halves.put_back(part.edges, columns)
+
+
 def _fill(columns: Columns, page: int, packed: dict[str, PackedArray]) -> None:
     start = page * PAGE_ROWS
     for name, array in packed.items():
@@ -503,6 +544,8 @@ def _restore_window(lane: str, index: int, capacity: int, chunks: dict[str, byte
     window.new_peers = {source: set(peers) for source, peers in head.new_peers}
     for side, page in head.pages:
         chunk = msgspec.msgpack.decode(chunks[f"{lane}/window/{index}/{side}/{page}"], type=_Window)
-        window.restore_side(side, _unpack(chunk.edges), _unpack(chunk.measures), capacity)
+        measures = _unpack(chunk.measures)
+        measures = np.pad(measures, ((0, len(MEASURES) - len(measures)), (0, 0)))
+        window.restore_side(side, _unpack(chunk.edges), measures, capacity)
         window.add_histogram(side, *_unpack(chunk.histogram))
     return window

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from models.graph.histogram import BUCKETS, SparseCounts, bucket_of
 from schemas.flow import SIDE_CLIENT, SIDE_SERVER
 from schemas.graph import MEASURE_INDEX, MEASURES
+from schemas.tenant_log import SAMPLING
 
 IntColumn = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -107,6 +108,10 @@ class WindowTable:
             at, numbers, servers = at[on_time], numbers[on_time], servers[on_time]
         _add(flat, "flows", at, 1)
         calls = rows["calls"]
+        if SAMPLING in rows:
+            scaled = np.flatnonzero(rows[SAMPLING] > 1)
+            _add(flat, "sampled_flows", at[scaled], 1)
+            _add(flat, "sampling_sum", at[scaled], rows[SAMPLING][scaled])
         _add(flat, "calls", at, calls)
         for column, measure, counter in _VALUE_MEASURES:
             values = rows[column]
@@ -128,6 +133,7 @@ class WindowTable:
                 timed = np.flatnonzero(latency >= 0)
                 latency, calls, at = latency[timed], calls[timed], at[timed]
                 numbers, servers = numbers[timed], servers[timed]
+            calls = np.maximum(calls, 1)  # a row whose call another record counts tells one latency all the same
             _add(flat, "latency_calls", at, calls)
             _add(flat, "latency_sum_us", at, np.minimum(latency, _MAX_PRODUCT // calls) * calls)
             keys = numbers * BUCKETS + bucket_of(latency)
@@ -264,8 +270,9 @@ def _add(flat: IntColumn, measure: str, at: IntColumn, values: IntColumn | int) 
 def _heaviest(rows: dict[str, IntColumn]) -> int:
     """Return a bound on what one of these rows can add to a sum."""
     largest = max(int(rows[name].max()) for name in _WEIGHED)
-    products = int(rows["latency_us"].max()) * int(rows["calls"].max())
-    return max(1, 2 * largest, min(products, _MAX_PRODUCT))
+    products = int(rows["latency_us"].max()) * max(int(rows["calls"].max()), 1)
+    sampling = int(rows[SAMPLING].max()) if SAMPLING in rows else 1
+    return max(1, 2 * largest, min(products, _MAX_PRODUCT), sampling)
 
 
 def _fold_late(flat: IntColumn, rows: dict[str, IntColumn], at: IntColumn) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from schemas.drift import DriftEvent
 from schemas.errors import WireFormatError
-from schemas.graph import GRAPH_CHUNK_VERSION, MEASURES, GraphChunk, chunk_columns, decode_chunk
+from schemas.graph import GRAPH_CHUNK_VERSION, MEASURES, GraphChunk, chunk_columns, chunk_overflow, decode_chunk
 from schemas.ocsf import decode_event
 from schemas.tables import DRIFT_EVENTS, EDGES_1M, KNOWN_BY, WINDOWS, Partitioning, TableDeclaration
 
@@ -166,9 +166,9 @@ def window_row(marker: GraphChunk) -> Rows:
     Raises:
         WireFormatError, pyarrow.ArrowInvalid: the marker is damaged or a value fits no column.
     """
-    if len(marker.overflow) != len(MEASURES):
+    overflow = chunk_overflow(marker)
+    if overflow is None:
         raise WireFormatError(f"the marker carries {len(marker.overflow)} overflow measures, there are {len(MEASURES)}")
-    overflow = dict(zip(MEASURES, marker.overflow, strict=True))
     columns = _window_columns(marker, 1) | {"edges": [marker.edges_total]}
     for name, value in overflow.items():
         known_by = KNOWN_BY.get(name)

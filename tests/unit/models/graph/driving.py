@@ -42,11 +42,19 @@ class Feed:
         self.output.extend(output)
         return output
 
-    def send(self, flows: Sequence[Flow], partition: int = 0, as_of_ms: int = AS_OF_MS, sampling: int = 1) -> Output:
-        """Send flows of a source partition, one message each."""
+    def send(
+        self,
+        flows: Sequence[Flow],
+        partition: int = 0,
+        as_of_ms: int = AS_OF_MS,
+        sampling: int = 1,
+        **marks: Sequence[int],
+    ) -> Output:
+        """Send flows of a source partition, one message each. ``marks``: columns that only own formats bring."""
         start = self.next_offset.get(partition, 0)
         self.next_offset[partition] = start + len(flows)
-        return self.append(record_of(self.lane, partition, start, flows, as_of_ms=as_of_ms, sampling=sampling))
+        record = record_of(self.lane, partition, start, flows, as_of_ms=as_of_ms, sampling=sampling, marks=marks)
+        return self.append(record)
 
     def lose(
         self, time_ms: int, count: int = 5, host: str = "n1", tenant: str = "acme", kind: str = "lost_events"
