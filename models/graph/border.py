@@ -25,6 +25,8 @@ Mask = npt.NDArray[np.bool_]
 
 _NEWS_KEPT = 4
 """Counts of windows with news stop at this many times their threshold: a habit that ends is forgotten in three days."""
+_EMPTY_PACKET_BYTES = 80
+"""Most bytes of a packet that carries nothing, a refusal say: IPv6 and TCP with options, counted with their frame."""
 _MAX_SUMMED = 1 << 40  # of one edge in one window: sums over a service's edges stay exact
 _COUNTED = {INBOUND: ("in_news", "in_port_news"), OUTBOUND: ("out_news", "out_port_news")}
 _INSIDE, _OUTSIDE = {INBOUND: "dst", OUTBOUND: "src"}, {INBOUND: "src", OUTBOUND: "dst"}
@@ -100,19 +102,20 @@ def may_open(lane: LaneState, service: int, windows: int) -> bool:
 
 
 def _unanswered(chosen: IntColumn) -> Mask:
-    """Say of which edges nothing came: all calls denied, none known to have succeeded, or no way back seen."""
+    """Say of which edges nothing came: no data back, and no call in it, all denied or failed, or no way back seen."""
 
     def take(name: str) -> IntColumn:
         column: IntColumn = chosen[MEASURE_INDEX[name]]
         return column
 
-    calls, judged = take("calls"), take("error_flows")
+    flows, calls, judged = take("flows"), take("calls"), take("error_flows")
+    data = take("bytes_in") > _EMPTY_PACKET_BYTES * take("packets_in")
     denied = (take("denied_flows") > 0) & (take("denied") >= calls)
     # Where some records do not know whether they failed, each of the others stands for one call at least.
-    failed = (judged > 0) & (take("errors") >= np.where(judged == take("flows"), calls, judged))
+    failed = (judged > 0) & (take("errors") >= np.where(judged == flows, calls, judged))
     counted = (take("bytes_in_flows") > 0) | (take("packets_in_flows") > 0)
     silent = (judged == 0) & counted & (take("packets_in") == 0)
-    nothing: Mask = (calls > 0) & (take("bytes_in") == 0) & (denied | failed | silent)
+    nothing: Mask = (flows > 0) & ~data & ((calls == 0) | denied | failed | silent)
     return nothing
 
 

@@ -91,8 +91,10 @@ SELECT tenant, window_ms, count() AS edges, window_ms + {window_ms:Int64} AS end
 FROM $s.edges GROUP BY tenant, window_ms
 
 -- table: seen
--- Calls from outside that nobody answered show nothing: all denied, none known to have succeeded, or no way back.
-SELECT * FROM $s.edges WHERE NOT (startsWith(src, 'ext:') AND calls > 0 AND ifNull(bytes_in, 0) = 0 AND (
+-- Calls from outside that nobody answered show nothing: no data back (a packet without is 80 bytes at most), and all
+-- denied, none known to have succeeded, or no way back.
+SELECT * FROM $s.edges WHERE NOT (startsWith(src, 'ext:') AND calls > 0
+    AND ifNull(bytes_in, 0) <= 80 * ifNull(packets_in, 0) AND (
     denied_flows > 0 AND denied >= calls OR error_flows > 0 AND errors >= if(error_flows = flows, calls, error_flows)
     OR error_flows = 0 AND bytes_in_flows + packets_in_flows > 0 AND ifNull(packets_in, 0) = 0))
 
