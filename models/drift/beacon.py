@@ -1,8 +1,8 @@
 """Beacons: contact between inside and outside as regular as a clock's, the mark of software that calls home. Pure.
 
 Intervals between windows with contact are compared with those of contact by chance: a memoryless caller's have the
-variance ``m (m - 1)`` (geometric, mean ``m`` windows), a clock's only that of cutting time into windows,
-``f (1 - f)`` with ``f`` the fraction of ``m``. The dispersion is where between the two it lies: 0 clock, 1 chance.
+variance ``m (m - 1)`` (geometric, mean ``m`` windows), a clock's only that of cutting time into windows: ``f (1 - f)``
+with ``f`` the fraction of ``m``, and 1/6 at least. The dispersion is where between they lie: 0 a clock, 1 chance.
 Contact in nearly every window leaves no intervals to compare; there the calls of a window are, whose variance by chance
 is their mean (Poisson). Cox & Lewis, The Statistical Analysis of Series of Events (1966), chapter 6.
 
@@ -29,6 +29,8 @@ DETECTOR = "beacon"
 DISPERSION, INTERVAL, SIZE_OUT, SIZE_IN = "interval_dispersion", "contact_interval", "usual_bytes_out", "usual_bytes_in"
 _SPARSE_FROM = 1.5
 """Mean interval in windows from which intervals are compared; below, the calls of a window are."""
+_CUT = 1 / 6
+"""Variance that cutting into windows adds to intervals of any length: of the difference of two fractions cut off."""
 SAME_SIZE = 0.8
 """Share of windows that surely have the same size a call from which size counts as constant."""
 SHARED_BY = 3
@@ -58,9 +60,14 @@ def dispersion(
 
 def _excess(variance: FloatColumn, mean: FloatColumn, by_chance: FloatColumn) -> FloatColumn:
     fraction = mean - np.floor(mean)
-    by_clock = fraction * (1 - fraction)
+    by_clock = np.maximum(fraction * (1 - fraction), _CUT)
     excess: FloatColumn = np.maximum(variance - by_clock, 0.0) / (by_chance - by_clock)
     return excess
+
+
+def interval_ms(gaps: int, windows: int, calls: int, window_ms: int) -> int:
+    """Return the mean interval: between windows with contact, or, where nearly all have some, between calls."""
+    return windows * window_ms // (gaps if windows >= _SPARSE_FROM * gaps else max(calls, 1))
 
 
 @dataclass(frozen=True, slots=True)

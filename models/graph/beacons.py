@@ -123,12 +123,12 @@ def _run_of(lane: LaneState, index: int, number: int, is_inbound: bool) -> beaco
     outside, inside = ("src", "dst") if is_inbound else ("dst", "src")
     sharing = edge["known"][: len(registry)] & (edge[outside][: len(registry)] == edge[outside][number])
     one = np.array([number])
-    gaps, windows = int(edge["run_gaps"][number]), int(edge["run_windows"][number])
+    gaps, windows, calls = (int(edge[name][number]) for name in ("run_gaps", "run_windows", "run_calls"))
     return beacon.Run(
         ref=EdgeRef(*identity[1:]),
         is_inbound=is_inbound,
         dispersion=float(beacon.dispersion(*(edge[name][one].astype(np.int64) for name in _SUMS))[0]),
-        interval_ms=windows * lane.config.window_ms // gaps,
+        interval_ms=beacon.interval_ms(gaps, windows, calls, lane.config.window_ms),
         contacts=gaps,
         windows=index - int(edge["run_from"][number]),
         same_size=min(1.0, int(edge["size_votes"][number]) / gaps),

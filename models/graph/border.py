@@ -25,8 +25,9 @@ Mask = npt.NDArray[np.bool_]
 
 _NEWS_KEPT = 4
 """Counts of windows with news stop at this many times their threshold: a habit that ends is forgotten in three days."""
-_EMPTY_PACKET_BYTES = 80
-"""Most bytes of a packet that carries nothing, a refusal say: IPv6 and TCP with options, counted with their frame."""
+_EMPTY_PACKET_BYTES = (40, 80)
+"""Bytes of a packet that carries nothing, say a refusal: IPv4 and TCP, to IPv6 and TCP with options in a frame."""
+_MANY_DAYS = 30
 _MAX_SUMMED = 1 << 40  # of one edge in one window: sums over a service's edges stay exact
 _COUNTED = {INBOUND: ("in_news", "in_port_news"), OUTBOUND: ("out_news", "out_port_news")}
 _INSIDE, _OUTSIDE = {INBOUND: "dst", OUTBOUND: "src"}, {INBOUND: "src", OUTBOUND: "dst"}
@@ -56,8 +57,8 @@ class Border:
         return Border(self.inbound[rows], self.outbound[rows], self.unanswered[rows], self.scan[rows], self.open[rows])
 
 
-def border_of(lane: LaneState, present: IntColumn, chosen: IntColumn) -> Border:
-    """Return what a window's rows have to do with the outside.
+def border_of(lane: LaneState, index: int, present: IntColumn, chosen: IntColumn) -> Border:
+    """Return what the rows of window ``index`` have to do with the outside; habits are aged up to that window.
 
     Shapes:
         present: ``(P,)`` edge numbers. chosen: ``(M, P)`` measures.
@@ -65,12 +66,27 @@ def border_of(lane: LaneState, present: IntColumn, chosen: IntColumn) -> Border:
     if lane.logic < PRODUCERS_OWN:
         nothing = np.zeros(len(present), dtype=bool)
         return Border(nothing, nothing, nothing, nothing, nothing)
+    _age(lane, index, present)
     edge, external = lane.registry.edge.array, lane.registry.service.array["external"]
     inbound = external[edge["src"][present]].astype(bool)
     outbound = external[edge["dst"][present]].astype(bool)
     unanswered = _unanswered(chosen)
     scan = inbound & unanswered & ~edge["known"][present]
     return Border(inbound, outbound, unanswered, scan, of_open_services(lane, present))
+
+
+def _age(lane: LaneState, index: int, present: IntColumn) -> None:
+    """Halve the counts of windows with news, of services that take part in this window, once for each day passed."""
+    edge, service = lane.registry.edge.array, lane.registry.service.array
+    day = index * lane.config.window_ms // DAY_MS
+    services = np.unique(np.concatenate([edge["src"][present], edge["dst"][present]]))
+    then = service["news_day"][services]
+    old = services[(then >= 0) & (then < day)]
+    passed = np.minimum(day - service["news_day"][old], _MANY_DAYS)
+    for columns in _COUNTED.values():
+        for column in columns:
+            service[column][old] >>= passed
+    service["news_day"][services] = np.maximum(then, day)
 
 
 def open_services(lane: LaneState, direction: int) -> Mask:
@@ -109,7 +125,9 @@ def _unanswered(chosen: IntColumn) -> Mask:
         return column
 
     flows, calls, judged = take("flows"), take("calls"), take("error_flows")
-    data = take("bytes_in") > _EMPTY_PACKET_BYTES * take("packets_in")
+    # Fewer bytes than headers have are bytes of data alone: then a refusal has none.
+    back, least, most = take("bytes_in"), *(bound * take("packets_in") for bound in _EMPTY_PACKET_BYTES)
+    data = (back > 0) & ((back < least) | (back > most))
     denied = (take("denied_flows") > 0) & (take("denied") >= calls)
     # Where some records do not know whether they failed, each of the others stands for one call at least.
     failed = (judged > 0) & (take("errors") >= np.where(judged == flows, calls, judged))
@@ -273,18 +291,12 @@ class _Window:
         """Count this window for the services that met somebody new outside, or used a new port there."""
         lane = self.lane
         edge, service = lane.registry.edge.array, lane.registry.service.array
-        rows = {direction: np.flatnonzero(self.border.mask(direction)) for direction in (INBOUND, OUTBOUND)}
-        met = np.unique(np.concatenate([edge[_INSIDE[d]][self.present[rows[d]]] for d in (INBOUND, OUTBOUND)]))
-        day = self.index * lane.config.window_ms // DAY_MS
-        passed = np.where(service["news_day"][met] < 0, 0, np.clip(day - service["news_day"][met], 0, 31))
-        service["news_day"][met] = day
         for direction, (peers, ports) in _COUNTED.items():
-            unknown = self._unknown(rows[direction])
+            unknown = self._unknown(np.flatnonzero(self.border.mask(direction)))
             numbers = self.present[unknown]
             pairs = pair_of(edge["src"][numbers], edge["dst"][numbers]).tolist()
             strange = unknown[np.array([pair not in lane.registry.known_pairs for pair in pairs], dtype=bool)]
             for column, news in ((peers, strange), (ports, self._new_ports(direction, unknown))):
-                service[column][met] >>= passed
                 services = np.unique(edge[_INSIDE[direction]][self.present[news]])
                 least = np.maximum(lane.thresholds("open_after_windows", service["tenant"][services]), 1)
                 service[column][services] = np.minimum(service[column][services] + 1, _NEWS_KEPT * least)

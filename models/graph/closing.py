@@ -258,7 +258,7 @@ def _close_window(
     learned = np.array([lane.has_learned(number) for number in range(len(registry.tenants))] or [False])
     whole = not table.incomplete
     lane.begin_close(present)
-    border = border_of(lane, present, columns.chosen)
+    border = border_of(lane, table.index, present, columns.chosen)
     # Scans of the edge before this window leave no trace, whether they were forgotten meanwhile or not.
     edge["first_seen_ms"][present[border.inbound & ~edge["known"][present]]] = table.index * lane.config.window_ms
     size = max(1, len(registry.tenants))

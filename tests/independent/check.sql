@@ -91,10 +91,11 @@ SELECT tenant, window_ms, count() AS edges, window_ms + {window_ms:Int64} AS end
 FROM $s.edges GROUP BY tenant, window_ms
 
 -- table: seen
--- Calls from outside that nobody answered show nothing: no data back (a packet without is 80 bytes at most), and all
--- denied, none known to have succeeded, or no way back.
+-- Calls from outside that nobody answered show nothing: no data back (packets without are of 40 to 80 bytes, where bytes
+-- are those of whole packets), and all denied, none known to have succeeded, or no way back.
+WITH ifNull(bytes_in, 0) AS back, ifNull(packets_in, 0) AS of
 SELECT * FROM $s.edges WHERE NOT (startsWith(src, 'ext:') AND calls > 0
-    AND ifNull(bytes_in, 0) <= 80 * ifNull(packets_in, 0) AND (
+    AND (back = 0 OR back BETWEEN 40 * of AND 80 * of) AND (
     denied_flows > 0 AND denied >= calls OR error_flows > 0 AND errors >= if(error_flows = flows, calls, error_flows)
     OR error_flows = 0 AND bytes_in_flows + packets_in_flows > 0 AND ifNull(packets_in, 0) = 0))
 
