@@ -3,13 +3,17 @@
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import pytest
 
+from models.drift.telemetry_state import MAX_HOSTS, MAX_NOTED
+from models.graph.machine import Machine
 from models.graph.output import WITHHELD
+from models.graph.snapshot import restore, take
 from schemas.detection import DetectionConfig
 from schemas.drift import TELEMETRY_KINDS, Activity, DriftEvent, DriftKind
 from schemas.flow import Flow
-from schemas.tenant_log import PAUSED
+from schemas.tenant_log import PAUSED, LogRecord
 from tests.builders import make_lane
 from tests.unit.models.graph.driving import WINDOW_MS, Feed, story, usual
 
@@ -467,3 +471,106 @@ def test_a_share_of_one_never_lags() -> None:
     feed.send(usual([3], 500, dst="shop/of-None"))
     run(feed, range(HISTORY, HISTORY + 2), [None])
     assert sources(feed) == []
+
+
+# -- logic versions and checkpoints ------------------------------------------------------------------------------------
+
+
+def eventful(logic: int) -> Feed:
+    """Losses, a silent host, another sampling, late rows."""
+    feed = make_feed()
+    feed.logic = logic
+    for index in range(HISTORY + 30):
+        hosts = ["n1", "n2"] if 20 <= index < 30 else ["n1", "n2", "n3"]
+        feed.send(traffic(index, hosts), sampling=1 if index < 35 else 50)
+        if index in (16, 40):
+            feed.lose(index * WINDOW_MS + 1)
+        if index == 25:
+            feed.send(usual([3], 60, dst="shop/of-n1"))
+    return feed
+
+
+def as_before(record: LogRecord) -> LogRecord:
+    """A record as workers of the version before would have written it."""
+    rows = record.rows
+    if rows is not None:
+        columns = {name: column for name, column in rows.columns.items() if name not in ("host", "sampling")}
+        rows = msgspec.structs.replace(rows, columns=columns, hosts=())
+    return msgspec.structs.replace(record, rows=rows, losses=())
+
+
+def whole(machine: Machine) -> dict[str, bytes | None]:
+    return dict(take(machine, everything=True))
+
+
+def test_before_logic_version_3_the_same_log_gives_the_same_state_and_events() -> None:
+    told, bare = eventful(2), make_feed()
+    bare.logic = 2
+    for record in told.log:
+        bare.append(as_before(record))
+    assert told.output.events == bare.output.events and told.output.counts == bare.output.counts
+    assert whole(told.machine) == whole(bare.machine)
+    assert not any("guard" in name for name in whole(told.machine))
+    assert not {event.kind for event in told.output.events} & TELEMETRY_KINDS
+    assert {event.kind for event in eventful(3).output.events} >= TELEMETRY_KINDS
+
+
+def test_the_guard_begins_where_logic_version_3_takes_over() -> None:
+    feed = eventful(2)
+    feed.logic = 3
+    as_of_ms = 1 << 42
+    index = HISTORY + 30
+    while feed.machine.logic.in_force < 3:
+        as_of_ms += 5_000
+        feed.send(traffic(index), as_of_ms=as_of_ms)
+        index += 1
+    start = index
+    for index in range(start, start + HISTORY):
+        feed.send(traffic(index), as_of_ms=as_of_ms)
+    run(feed, range(start + HISTORY, start + HISTORY + 4), ["n1", "n2"])
+    assert [event[2] for event in sources(feed)] == ["host:n3"]
+
+
+def test_a_machine_restored_at_any_record_goes_on_as_if_it_had_never_stopped() -> None:
+    log = eventful(3).log
+    straight, restored = Machine(), Machine()
+    for offset, record in enumerate(log):
+        expected, found = straight.apply(offset, record), restored.apply(offset, record)
+        assert (found.events, found.counts) == (expected.events, expected.counts)
+        assert [w.incomplete for w in found.windows] == [w.incomplete for w in expected.windows]
+        restored = restore({name: chunk for name, chunk in whole(restored).items() if chunk is not None})
+        assert whole(restored) == whole(straight)
+    assert any(name.count("/") == 3 for name in whole(straight) if "guard" in name), "something was noted and is open"
+
+
+def test_records_delivered_again_count_once() -> None:
+    feed = eventful(3)
+    before = whole(feed.machine)
+    for record in list(feed.log):
+        feed.append(record)
+    changed = {name for name, chunk in whole(feed.machine).items() if chunk != before.get(name)}
+    assert changed == {"meta"}, "the offset alone"
+
+
+def test_hosts_without_bound_are_watched_within_one_whatever_their_order() -> None:
+    names = [f"n{number}" for number in range(2 * MAX_NOTED)]
+    states = []
+    for order in (names, names[::-1]):
+        feed = make_feed()
+        for index in range(2):
+            feed.send([flow for host in order for flow in usual([index], 1, dst="shop/db", host=host)])
+        state = feed.machine.lanes["test"].guard.tenants[0]
+        assert len(state.hosts) == MAX_HOSTS
+        states.append(state)
+    assert states[0] == states[1]
+    chunk = whole(feed.machine)["test/guard/0"]
+    assert chunk is not None and len(chunk) < 512 * 1024
+
+
+def test_a_state_of_the_widest_names_fits_a_chunk() -> None:
+    feed = make_feed()
+    hosts = [f"{number:0>256}" for number in range(MAX_NOTED + 10)]
+    for index in range(2):
+        feed.send([flow for host in hosts for flow in usual([index], 1, dst="shop/db", host=host)], sampling=1 << 19)
+    sizes = {name: len(chunk) for name, chunk in whole(feed.machine).items() if chunk is not None and "guard" in name}
+    assert len(sizes) == 3 and max(sizes.values()) < 512 * 1024
