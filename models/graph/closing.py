@@ -104,7 +104,7 @@ def close_all(lane: LaneState, reason: str) -> Output:
         lane.quiet_floor = max(lane.quiet_floor, lane.closed_index - 1)
     for index in sorted(lane.windows):
         _judge_index(lane, index, output, is_over=True)
-    lane.guard.open.clear()
+    lane.guard.drop_open()
     lane.lost = lane.clock.paused = False
     lane.clock.members = {}
     lane.clock.declare(lane.config)

@@ -22,6 +22,13 @@ Mask = npt.NDArray[np.bool_]
 ALL_TENANTS = -1
 """Stands for a tenant's number where a report concerns every tenant of the lane."""
 _DENSE_KEYS = 1 << 20
+_DENSE_SPAN = 1 << 16
+_STEP_MASK, _HOST_SHIFT = (1 << 6) - 1, 6
+_HOST_MASK, _TENANT_SHIFT = (1 << 26) - 1, 32
+"""How tenant, host and step of the sampling factor are packed into one integer while they wait."""
+_MOST_HOSTS = 1 << 20
+_MOST_WAITING = 1_000
+"""Records whose rows wait to be added up in a window."""
 
 
 @dataclass(slots=True)
@@ -29,11 +36,13 @@ class SourceGuard:
     """What is known of the sources of a lane.
 
     Attributes:
-        tenants: by number. open: by window and tenant, what has come so far.
+        tenants: by number. open: by window and tenant, what has come so far; ``settle`` makes it complete.
     """
 
     tenants: dict[int, TenantTelemetry] = field(default_factory=dict)
     open: dict[int, dict[int, Noted]] = field(default_factory=dict)
+    _hosts: dict[str, int] = field(default_factory=lambda: {NOBODY: 0})
+    _pending: dict[int, list[tuple[IntColumn, IntColumn, IntColumn]]] = field(default_factory=dict)
 
     def noted(self, index: int, tenant: int) -> Noted:
         """Return what came of a tenant in an open window."""
@@ -59,24 +68,70 @@ class SourceGuard:
         """
         windows, of_window = _coded(index)
         numbers, of_tenant = _coded(tenants)
-        pairs = len(windows) * len(numbers)
         pair = of_window * len(numbers) + of_tenant
-        key, width = pair, 1
+        pairs = len(windows) * len(numbers)
+        key, width, steps, factors = pair, 1, 1, None
         if "host" in columns:
             width = len(hosts) + 1
             key = key * width + columns["host"] + 1
-        factors, steps = None, 1
         if "sampling" in columns:
             factors, steps = np.clip(columns["sampling"], 1, MAX_FACTOR), STEPS
             key = key * steps + steps_of(factors)
-        for place, rows, total in _sums(key, pairs * width * steps, factors):
-            rest, step = divmod(place, steps)
-            where, host = divmod(rest, width)
-            noted = self.noted(windows[where // len(numbers)], numbers[where % len(numbers)])
-            noted.add_rows(hosts[host - 1] if host else NOBODY, step, rows, total)
+        places, rows, totals = _sums(key, pairs * width * steps, factors)
+        where, rest = np.divmod(places, width * steps)
+        host, step = np.divmod(rest, steps)
+        of_windows, of_tenants = np.divmod(where, len(numbers))
+        known = self._host_codes(hosts) if width > 1 else np.zeros(1, dtype=np.int64)
+        packed = np.array(numbers, dtype=np.int64)[of_tenants] << _TENANT_SHIFT | known[host] << _HOST_SHIFT | step
+        for code, window in enumerate(windows):
+            mine = slice(None) if len(windows) == 1 else of_windows == code
+            self.open.setdefault(window, {})
+            waiting = self._pending.setdefault(window, [])
+            waiting.append((packed[mine], rows[mine], totals[mine]))
+            if len(waiting) >= _MOST_WAITING:
+                self._settle(window)
         if late is not None and late.any():
-            for where, rows, _ in _sums(pair[late], pairs, None):
-                self.noted(windows[where // len(numbers)], numbers[where % len(numbers)]).late += rows
+            places, rows, _ = _sums(pair[late], pairs, None)
+            for where_late, count in zip(places.tolist(), rows.tolist(), strict=True):
+                number, window = numbers[where_late % len(numbers)], windows[where_late // len(numbers)]
+                self.noted(window, number).late += count
+
+    def _host_codes(self, hosts: Sequence[str]) -> IntColumn:
+        """Return the numbers of nobody and of a record's hosts; they hold until all is settled."""
+        if len(self._hosts) >= _MOST_HOSTS:
+            self.settle()
+            self._hosts = {NOBODY: 0}
+        known = self._hosts
+        return np.array([0, *(known.setdefault(host, len(known)) for host in hosts)], dtype=np.int64)
+
+    def settle(self) -> None:
+        """Add up what waits, in all open windows: rows are counted record by record, hosts window by window."""
+        for index in list(self._pending):
+            self._settle(index)
+
+    def _settle(self, index: int) -> None:
+        waiting = self._pending.pop(index, None)
+        if not waiting:
+            return
+        packed, rows, totals = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
+        distinct, place = np.unique(packed, return_inverse=True)
+        sums = np.zeros((2, len(distinct)), dtype=np.int64)
+        np.add.at(sums[0], place, rows)
+        np.add.at(sums[1], place, totals)
+        names = list(self._hosts)
+        for key, count, total in zip(distinct.tolist(), *sums.tolist(), strict=True):
+            host = names[key >> _HOST_SHIFT & _HOST_MASK]
+            self.noted(index, key >> _TENANT_SHIFT).add_rows(host, key & _STEP_MASK, count, total)
+
+    def take(self, index: int) -> dict[int, Noted] | None:
+        """Return what came of each tenant in a window that closes, and forget it."""
+        self._settle(index)
+        return self.open.pop(index, None)
+
+    def drop_open(self) -> None:
+        """Forget what came in windows that will never close."""
+        self._pending.clear()
+        self.open.clear()
 
     def close(self, tenant: int, noted: Sequence[Noted], config: DetectionConfig, moment: Moment) -> list[Detection]:
         """Judge what came of a tenant in a window that closes."""
@@ -108,23 +163,28 @@ class SourceGuard:
 
 
 def _coded(values: IntColumn) -> tuple[list[int], IntColumn]:
-    """Return the distinct values, and each value's place among them."""
+    """Return the distinct values, ascending, and each value's place among them."""
     low, high = int(values.min()), int(values.max())
     if low == high:
         return [low], np.zeros(len(values), dtype=np.int64)
-    distinct, codes = np.unique(values, return_inverse=True)
-    return distinct.tolist(), codes
+    if high - low >= _DENSE_SPAN:
+        distinct, codes = np.unique(values, return_inverse=True)
+        return distinct.tolist(), codes
+    shifted = values - low
+    used = np.flatnonzero(np.bincount(shifted))
+    rank = np.empty(high - low + 1, dtype=np.int64)
+    rank[used] = np.arange(len(used))
+    return (used + low).tolist(), rank[shifted]
 
 
-def _sums(key: IntColumn, size: int, weights: IntColumn | None) -> list[tuple[int, int, int]]:
-    """Return (key, rows, sum of weights) of each distinct key; weights are 1 where there are none."""
+def _sums(key: IntColumn, size: int, weights: IntColumn | None) -> tuple[IntColumn, IntColumn, IntColumn]:
+    """Return the distinct keys, how many rows have each, and the sum of their weights, 1 where there are none."""
+    distinct = None
     if size > _DENSE_KEYS:
         distinct, key = np.unique(key, return_inverse=True)
-    else:
-        distinct = np.arange(size)
-    rows = np.bincount(key, minlength=len(distinct))
-    used = np.flatnonzero(rows)
-    counts = rows[used].tolist()
+    counts = np.bincount(key)
+    used = np.flatnonzero(counts)
+    rows: IntColumn = counts[used]
     # Whole numbers below 2**53 are exact in float64: a record's rows are less than 2**32, a factor is at most 2**20.
-    sums = counts if weights is None else np.bincount(key, weights=weights)[used].astype(np.int64).tolist()
-    return list(zip(distinct[used].tolist(), counts, sums, strict=True))
+    totals = rows if weights is None else np.bincount(key, weights=weights)[used].astype(np.int64)
+    return used if distinct is None else distinct[used], rows, totals

@@ -54,7 +54,7 @@ def close_guard(lane: LaneState, index: int, whole: bool, is_over: bool) -> dict
     Args:
         whole: nothing but a source itself can be missing from the window. is_over: the input ended within it.
     """
-    window = lane.guard.open.pop(index, None)
+    window = lane.guard.take(index)
     if window is None:
         return {}
     of_all = window.pop(ALL_TENANTS, None)

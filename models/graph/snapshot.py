@@ -355,6 +355,7 @@ def _settling(settling: Settling) -> _Settling:
 
 
 def _guard_chunks(name: str, guard: SourceGuard) -> Iterator[tuple[str, bytes]]:
+    guard.settle()
     noted = [(index, number) for index in sorted(guard.open) for number in sorted(guard.open[index])]
     if guard.tenants or noted:
         yield f"{name}/guard", _encoder.encode(_Guard(sorted(guard.tenants), noted))
