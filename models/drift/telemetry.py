@@ -190,6 +190,8 @@ def _judge_sampling(
         return []
     state.resampled_index = moment.index
     state.resampled_until = moment.index + config.loss_quiet_windows
+    for host in state.hosts.values():
+        host.seen = 0  # how often it is seen is learned anew, as all else is
     changed.sort(key=lambda change: (-change[0], change[1]))
     found = []
     for rows, name, before, after in changed if len(changed) <= NAMED_HOSTS else changed[:1]:
