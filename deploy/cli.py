@@ -19,6 +19,7 @@ _COMMANDS = {
     "evaluate": "deploy.commands.evaluate:evaluate",
     "predict": "deploy.commands.predict:predict",
     "sources": "deploy.commands.sources:sources",
+    "inventory": "deploy.commands.inventory:inventory",
     "sql": "deploy.commands.sql:sql",
     "migrate": "deploy.commands.migrate:migrate",
     "topics": "deploy.commands.topics:topics",

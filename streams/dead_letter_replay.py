@@ -18,13 +18,14 @@ from schemas.errors import ConfigurationError
 from schemas.ids import stable_hash64
 from schemas.settings import Settings
 from schemas.topics import HEADER_LANE, HEADER_ORIGIN
-from streams.dead_letter_topic import Found, ProgressCallback, consuming, log_range, read_at, topic_counts
+from streams.dead_letter_topic import Found
 from streams.dead_letters import decode_dead_letter, unreplayable
 from streams.idempotence import supports_idempotence
 from streams.ingest.lanes import REPLAY_PREFIX, read_header
 from streams.ingest.replayed import MAX_INDEXES, OriginHeader, encode_origin, origin_of
 from streams.kafka_clients import make_producer
 from streams.result import WHOLE_MESSAGE, Refusal, short
+from streams.topic_reading import ProgressCallback, consuming, log_range, read_at, topic_counts
 
 AT_ONCE, AT_ONCE_BYTES = 5_000, 32 * 1024 * 1024
 """Dead letters read, sorted and pushed together: in runs of one source partition, which ingest need not cut."""
@@ -111,7 +112,7 @@ async def replay_letters(
     )
     await producer.start()
     try:
-        async with consuming(settings) as consumer:
+        async with consuming(settings, "dead letters") as consumer:
             own = _kept(consumer, settings, [one for one in wanted if one.needs is None], done)
             anew = _anew(consumer, settings, [one for one in wanted if one.needs is not None], done)
             for batches in (own, anew):

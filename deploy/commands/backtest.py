@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -11,13 +12,19 @@ from rich.console import Console
 
 from deploy.commands.options import lane_options
 from deploy.file_report import format_line, hint_line, tally_line
+from deploy.inventory.documents import DEFAULT_DOCUMENT, documents_of, read_file
 from deploy.live_view import line_of, progress_bar
+from models.graph.logic import LOGIC_VERSION
 from models.graph.machine import Machine
 from models.graph.output import Output
 from models.graph.summary import Summary
 from schemas.dead_letter import DeadLetter, Reason
 from schemas.drift import Activity, DriftEvent
+from schemas.errors import ConfigurationError
+from schemas.ids import NO_POSITION
+from schemas.inventory import INVENTORY
 from schemas.ocsf import encode_event
+from schemas.tenant_log import Control, LogRecord, Progress
 from streams.clock import SystemClock
 from streams.log_files import format_for, holds_tenants
 from streams.replay import ReplayLane, Tally, local_records
@@ -38,19 +45,34 @@ def run_backtest(
     on_dead_letter: Callable[[DeadLetter], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     tally: Tally | None = None,
+    controls: Sequence[Control] = (),
 ) -> Iterator[Output]:
-    """Yield what each stretch of the file brings about, closed windows and events as the stream worker would."""
+    """Yield what each stretch of the file brings about, closed windows and events as the stream worker would.
+
+    ``controls`` are in force before the first flow.
+    """
     machine = Machine()
     records = local_records(
         file, format_name, lane, as_of_ms=as_of_ms, on_dead_letter=on_dead_letter, progress=progress, tally=tally
     )
-    for offset, record in enumerate(records):
+    for offset, record in enumerate(chain(_controls(controls, as_of_ms), records)):
         yield machine.apply(offset, record)
+
+
+def _controls(controls: Sequence[Control], as_of_ms: int) -> Iterator[LogRecord]:
+    if controls:
+        progress = Progress("controls#backtest", 0, NO_POSITION, max(control.position for control in controls))
+        yield LogRecord("local", as_of_ms, (progress,), controls=tuple(controls), logic=LOGIC_VERSION)
 
 
 @click.command(epilog="Example: drift backtest flows.jsonl.gz --window 10s --set learning_windows=12 --json")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @lane_options
+@click.option(
+    "--inventory",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Names services by this file (docs/inventory.md), for the owner of the flows (--tenant).",
+)
 @click.option("--json", "as_json", is_flag=True, help="One settled finding a line.")
 @click.option("--ocsf", is_flag=True, help="Every event as it would stand on `drift-events`, one a line.")
 @click.pass_obj
@@ -62,6 +84,7 @@ def backtest(
     window: int,
     lateness: int,
     thresholds: tuple[tuple[str, float], ...],
+    inventory: Path | None,
     as_json: bool,
     ocsf: bool,
 ) -> None:
@@ -72,6 +95,7 @@ def backtest(
     spelling = format_for(file, format_name)
     if tenant is None and not holds_tenants(spelling):
         tenant = DEFAULT_TENANT
+    controls = _inventory(inventory, tenant)
     lane = ReplayLane(f"replay:{file.name}", window, lateness, dict(thresholds), tenant)
     console = Console(stderr=as_json or ocsf)
     console.print(format_line(format_name, spelling), highlight=False, markup=False)
@@ -92,6 +116,7 @@ def backtest(
             on_dead_letter=keep_first,
             progress=progress,
             tally=tally,
+            controls=controls,
         ):
             summary.add(output)
             for event in output.events:
@@ -104,6 +129,17 @@ def backtest(
     hint = hint_line(file, spelling, tally)
     if hint is not None:
         console.print(hint, highlight=False, markup=False, soft_wrap=True)
+
+
+def _inventory(file: Path | None, tenant: str | None) -> list[Control]:
+    if file is None:
+        return []
+    if tenant is None:
+        raise ConfigurationError("the flows name their owners themselves: say whose the inventory is (--tenant)")
+    documents = documents_of(DEFAULT_DOCUMENT, read_file(file))
+    return [
+        Control(tenant, INVENTORY, name, value, position) for position, (name, value) in enumerate(documents.items())
+    ]
 
 
 def _report(tally: Tally, summary: Summary, first: DeadLetter | None) -> Iterator[str]:

@@ -11,8 +11,12 @@ from typing import Any
 
 import click
 
+from deploy.inventory.documents import DEFAULT_DOCUMENT, documents_of
+from deploy.inventory.documents import read_file as read_rules
+from deploy.inventory.explaining import explain_name, line_of, rules_of
 from deploy.source_catalogue import catalogue, examples_of, message_of
 from deploy.source_explanation import DEAD_LETTER, FLOW_KEYS, NOT_A_FLOW, Explanation, Source, explain, verdict_of
+from models.graph.naming import Naming
 from schemas.errors import ConfigurationError
 from streams.log_files import format_for, read_file, shape_of
 from streams.sources.registry import AUTO, source_format, split_spelling
@@ -76,8 +80,15 @@ class _Part:
 @click.option("--format", "format_name", default=AUTO, show_default=True, help="How the file is read.")
 @click.option("--record", "number", type=click.IntRange(min=1), help="Which record, from 1; default: the first flow.")
 @click.option("--part", type=click.IntRange(min=1), help="Which of its spans, from 1; default: the first ones.")
+@click.option(
+    "--inventory",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Name client and server by this file too (docs/inventory.md).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def explain_record(file: Path, format_name: str, number: int | None, part: int | None, as_json: bool) -> None:
+def explain_record(
+    file: Path, format_name: str, number: int | None, part: int | None, inventory: Path | None, as_json: bool
+) -> None:
     """Explain step by step what becomes of one record of FILE, and which of its fields made it so."""
     spelling = format_for(file, format_name)
     packing, layout = shape_of(file)
@@ -90,6 +101,7 @@ def explain_record(file: Path, format_name: str, number: int | None, part: int |
     examples = [message_of(example) for example in examples_of(name)]
     whole, count = _parts_of(spelling, record, part)
     parts = [_Part(number, count, value, explain(spelling, value, examples)) for number, value in whole]
+    naming = Naming() if inventory is None else Naming(rules_of(documents_of(DEFAULT_DOCUMENT, read_rules(inventory))))
     if as_json:
         read = {
             "file": file.name,
@@ -102,9 +114,9 @@ def explain_record(file: Path, format_name: str, number: int | None, part: int |
             "bytes": len(record.value),
         }
         if count == 1:
-            click.echo(json.dumps({**read, **_as_json(parts[0].found)}))
+            click.echo(json.dumps({**read, **_as_json(parts[0].found, naming)}))
         else:
-            several = [{"part": one.number, **_as_json(one.found)} for one in parts]
+            several = [{"part": one.number, **_as_json(one.found, naming)} for one in parts]
             click.echo(json.dumps({**read, "parts_total": count, "parts": several}))
         return
     how = "recognised" if source_format(format_name).name == AUTO else "as told"
@@ -112,7 +124,7 @@ def explain_record(file: Path, format_name: str, number: int | None, part: int |
     named = f"; {', '.join(sorted(from_file))} as the file's first lines say" if from_file else ""
     _step(1, "file", f"{file.name}: {packing}, {_LAYOUTS[layout]}; format {name}, {how}{named}")
     for one in parts:
-        _show(record, one)
+        _show(record, one, naming)
     if len(parts) < count and part is None:
         click.echo(f"{count - len(parts)} spans more: --part N explains one of them")
 
@@ -156,7 +168,7 @@ def _line(text: str) -> None:
     click.echo(" " * 13 + text)
 
 
-def _show(record: _Found, part: _Part) -> None:
+def _show(record: _Found, part: _Part, naming: Naming) -> None:
     found = part.found
     verdict, fields = found.verdict, found.fields
     which = f", span {part.number} of {part.count}" if part.count > 1 else ""
@@ -180,6 +192,12 @@ def _show(record: _Found, part: _Part) -> None:
         _line(f"it reports loss: {kind}")
     for reason, detail in verdict.dead:
         _line(f"dead letter: {reason}: {_printable(detail)}")
+    if verdict.flows:
+        ends = [explain_name(naming, verdict.flows[0][end]) for end in ("src", "dst")]
+        _step(5, "counts as", _printable(f"{ends[0].name} -> {ends[1].name}"))
+        for end in ends:
+            if end.name != end.given:
+                _line(_printable(line_of(end)))
 
 
 def _show_flow(found: Explanation) -> None:
@@ -239,13 +257,14 @@ def _printable(value: Any) -> str:
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 
-def _as_json(found: Explanation) -> dict[str, Any]:
+def _as_json(found: Explanation, naming: Naming) -> dict[str, Any]:
     verdict = found.verdict
     used = set(found.used)
     return {
         "became": verdict.became,
         "fields": None if found.fields is None else _fields(found.fields, used),
         "flows": verdict.flows,
+        "counts_as": [{end: naming.name(flow[end]) for end in ("src", "dst")} for flow in verdict.flows],
         "from": {key: {"fields": s.fields, "also": s.also} for key, s in found.sources.items()},
         "turned_by": found.turned_by,
         "needed": found.needed,

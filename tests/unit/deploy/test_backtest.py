@@ -73,6 +73,31 @@ def test_findings_are_lines_of_json_whose_keys_stay(
     assert all(f"`{key}`" in page for key in KEYS)
 
 
+def test_an_inventory_names_services_from_the_first_flow_on(
+    log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = log.with_name("rules.csv")
+    rules.write_text("cidr,name\n10.0.0.9,shop/db\n", encoding="utf-8")
+    out, _ = drift(capsys, monkeypatch, "backtest", str(log), "--format", "auto", "--json", "--inventory", str(rules))
+    findings = [json.loads(line) for line in out.splitlines()]
+    assert [(finding["kind"], finding["src"], finding["dst"]) for finding in findings] == [
+        ("new_port", "ip:10.0.0.1", "shop/db")
+    ]
+
+
+def test_an_inventory_needs_an_owner_where_flows_have_several(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flows, rules = tmp_path / "flows.jsonl", tmp_path / "rules.csv"
+    flows.write_text('{"time_ms":1,"src":"a","dst":"b","tenant":"acme"}', encoding="utf-8")
+    rules.write_text("cidr,name\n10.0.0.9,shop/db\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["drift", "backtest", str(flows), "--inventory", str(rules)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "say whose the inventory is (--tenant)" in capsys.readouterr().err
+
+
 def test_a_finding_that_goes_on_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

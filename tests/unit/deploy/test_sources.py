@@ -185,11 +185,23 @@ def test_an_explanation_is_one_json_object(
     told = json.loads(out)
     assert set(told) == {
         *("file", "packing", "layout", "format", "options", "is_recognised", "record", "bytes", "became", "fields"),
-        *("flows", "from", "turned_by", "needed", "decided_by", "not_flow", "losses", "dead_letters"),
+        *("flows", "counts_as", "from", "turned_by", "needed", "decided_by", "not_flow", "losses", "dead_letters"),
     }
     assert (told["became"], told["record"], told["is_recognised"]) == ("flow", 2, False)
     assert told["from"]["src"] == {"fields": ["id.orig_h"], "also": []}
+    assert told["counts_as"] == [{"src": "ip:192.168.4.76", "dst": "ip:192.168.4.1"}]
     assert {field["name"] for field in told["fields"] if not field["is_used"]} == {"uid", "id.orig_p"}
+
+
+def test_an_explanation_names_the_ends_as_an_inventory_does(
+    log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = log.with_name("rules.yaml")
+    rules.write_text("addresses: [{cidr: 192.168.4.1, name: home/router}]", encoding="utf-8")
+    arguments = ("sources", "explain", str(log), "--record", "2", "--inventory", str(rules))
+    _, out, _ = drift(capsys, monkeypatch, *arguments)
+    assert "5. counts as ip:192.168.4.76 -> home/router" in out
+    assert "ip:192.168.4.1 -> home/router: address rule 192.168.4.1/32 of document main" in out
 
 
 @pytest.mark.parametrize(
