@@ -91,7 +91,8 @@ class ClosedWindow:
     """What is stored of a closed window.
 
     Attributes:
-        incomplete: why the window may lack records (``paused``, ``silent``, ``loss``, ``incarnation``); empty if whole.
+        incomplete: why the window may lack records (``paused``, ``silent``, ``loss``, ``incarnation``; of this tenant
+            alone ``losing``: the source of its flows was losing data); empty if whole.
         overflow: measures of all records of edges beyond the tenant's cardinality bound.
         overflow_edges: True if there were such edges.
         is_learning: the tenant was still learning; nothing was judged.

@@ -52,8 +52,9 @@ class Metrics:
         )
         self.findings_withheld = counter(
             "drift_findings_withheld",
-            "Removed edges and drops of rates kept back because a window was incomplete. Find out why windows are: "
-            "a silent or paused source partition, or records lost.",
+            "Removed edges and drops of rates kept back because a window was incomplete, or the source of a tenant was "
+            "losing data. Find out why: a silent or paused source partition, records lost, or what the findings about "
+            "sources say.",
         )
         self.windows_closed = counter(
             "drift_windows_closed",

@@ -60,6 +60,12 @@ STATE_METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Windows open in a partition of tenant-log. If it rises: the watermark stands still.",
         ("partition",),
     ),
+    "drift_tenants_losing": (
+        "Tenants of a live lane whose source was losing data in the last window judged: removed edges and drops of "
+        "rates of theirs are withheld. The findings telemetry_loss, silent_host, sampling_change and delivery_lag say "
+        "which source, and why.",
+        ("lane", "partition"),
+    ),
     "drift_state_bytes": (
         "Size of a partition's live state as stored. If it keeps rising: a tenant brings ever new edges; lower "
         "max_edges_per_tenant.",
@@ -172,6 +178,7 @@ class WorkerStates(Collector):
             # A replay's event time is of another day, and its name is of whoever replays.
             if lane.config.mode == "live" and watermark_ms is not None and watermark_ms < END_OF_TIME_MS:
                 add("drift_watermark_age_seconds", (now_ms - watermark_ms) / 1000, name)
+                add("drift_tenants_losing", lane.guard.count_losing(lane.judged_index), name)
         add("drift_checkpoint_age_seconds", partition.checkpoint_age_ms(now_ms) / 1000)
         if partition.state_bytes is not None:
             add("drift_state_bytes", partition.state_bytes)

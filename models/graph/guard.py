@@ -155,6 +155,10 @@ class SourceGuard:
         mask[[number for number, state in self.tenants.items() if state.is_losing(index)]] = True
         return mask
 
+    def count_losing(self, index: int) -> int:
+        """Return how many tenants' sources were losing data in a window. Any thread."""
+        return sum(state.is_losing(index) for state in list(self.tenants.values()))
+
     def teaching(self, size: int, index: int) -> Mask:
         """Say of which tenants a window shows what is usual, ``(size,)``."""
         mask = np.ones(size, dtype=bool)

@@ -178,6 +178,70 @@ async def test_a_worker_that_dies_repeats_and_changes_nothing(
     assert counts["repeated"] == 600, "the second worker wrote all of it again"
 
 
+def hubble(number: int) -> bytes:
+    """A flow of Hubble's, or a report that it lost two; every tenth is something else."""
+    time, node = f"1970-01-01T00:20:{number // 20:02d}Z", f"node-{number % 3}"
+    if number % 10 == 0:
+        return json.dumps({"agent_event": {"type": "ENDPOINT_CREATED"}, "node_name": node, "time": time}).encode()
+    if number % 10 == 5:
+        lost = {"source": "HUBBLE_RING_BUFFER", "num_events_lost": "2"}
+        return json.dumps({"lost_events": lost, "node_name": node, "time": time}).encode()
+    ends = {"source": {"namespace": "shop", "pod_name": "web"}, "destination": {"namespace": "shop", "pod_name": "db"}}
+    return json.dumps(
+        {"flow": {"time": time, "verdict": "FORWARDED", **ends}, "node_name": node, "time": time}
+    ).encode()
+
+
+async def test_what_a_source_lost_and_who_reported_is_in_the_log_once_over_a_death(
+    kafka_bootstrap: str, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(kafka_bootstrap)
+    topic = FlowTopic(topic=settings.flows[0].topic, format="hubble", tenant_from="fixed:acme")
+    settings = settings.model_copy(update={"flows": (topic,)})
+    await ensure_topics(settings)
+    await push(settings, [(number % 3, hubble(number)) for number in range(600)])
+
+    async def never(*_: Any) -> bool:
+        return False
+
+    async with ingesting(settings) as (ingest, metrics):
+        await until(lambda: len(ingest.worker._sources) == 9)
+        monkeypatch.setattr(ingest.worker, "_commit", never)
+        await until(lambda: total(metrics, "drift_ingest_flows_total") == 480)
+        await until(lambda: not any(ingest.worker.lags().values()))
+        assert total(metrics, "drift_records_skipped_total") == 120
+        assert total(metrics, "drift_loss_reports_total") == 60
+    async with ingesting(settings) as (ingest, metrics):
+        await until(lambda: total(metrics, "drift_ingest_flows_total") > 0)
+        await until(lambda: not any(ingest.worker.lags().values()))
+    machines, counts = await fold(settings)
+    assert counts["repeated"] > 0, "the second worker wrote it again"
+    assert counts["on_time"] + counts["late"] == 480
+    target = partition_of("acme", settings.topics.partitions)
+    guard = machines[target].lanes["default"].guard
+    guard.settle()
+    noted = [window[0] for window in guard.open.values()]
+    seen = Counter[str]()
+    for some in noted:
+        seen.update({host: found.rows for host, found in some.hosts.items()})
+    assert seen == {f"node-{number}": 160 for number in range(3)}
+    lost = [by_host for some in noted for by_host in some.lost.values()]
+    assert sum(entry.records for by_host in lost for entry in by_host.values()) == 120
+    assert sum(entry.reports for by_host in lost for entry in by_host.values()) == 60
+    assert not any(machine.lanes["default"].guard.open for n, machine in enumerate(machines) if n != target)
+    # Rows, dead letters and skipped records are the input, by coordinate, as each partition of the log tells it.
+    for records in (await read_all(settings, "tenant_log")).values():
+        reached: dict[tuple[str, int], int] = {}
+        skipped = 0
+        for record in records:
+            for progress in decode_record(record.value).progress:
+                key = (progress.source, progress.partition)
+                if progress.upto > reached.get(key, -1) and progress.after >= reached.get(key, -1):
+                    skipped += progress.skipped
+                    reached[key] = progress.upto
+        assert skipped == 120
+
+
 async def test_a_huge_record_stops_nothing(kafka_bootstrap: str, settings_for: Callable[..., Settings]) -> None:
     settings = settings_for(kafka_bootstrap)
     topic = settings.flows[0].topic

@@ -9,7 +9,9 @@ import pytest
 from faust.types import TP
 from prometheus_client import CollectorRegistry, generate_latest
 
+from models.drift.telemetry_state import TenantTelemetry
 from models.graph.clock import END_OF_TIME_MS
+from models.graph.guard import SourceGuard
 from schemas.tenant_log import LaneConfig
 from streams.ingest.ports import SourcePartition
 from streams.lag import GroupLag
@@ -32,6 +34,8 @@ def partition(watermark_ms: int | None, windows: int = 2, mode: Any = "live", re
         config=LaneConfig(name="default" if mode == "live" else "replay:x", mode=mode),
         clock=SimpleNamespace(watermark_ms=watermark_ms),
         windows=dict.fromkeys(range(windows)),
+        guard=SourceGuard({0: TenantTelemetry(lost_until=7), 1: TenantTelemetry(lost_until=6), 2: TenantTelemetry()}),
+        judged_index=7,
     )
     return SimpleNamespace(
         is_recovered=recovered,
@@ -116,6 +120,7 @@ def test_a_partition_that_left_leaves_no_series(seen: Seen, registry: CollectorR
     assert 'drift_source_paused{partition="1",reason="flood",topic="flows"} 1.0' in text
     assert 'drift_sink_lag{partition="1",topic="drift-events"} 8.0' in text
     assert 'drift_open_windows{partition="1"} 2.0' in text
+    assert 'drift_tenants_losing{lane="default",partition="1"} 1.0' in text
     del seen.partitions[1], seen.lags["flows", 1], seen.idle["flows", 1], seen.sinks[TP("drift-events", 1)]
     text = generate_latest(registry).decode()
     assert 'partition="1"' not in text
