@@ -91,6 +91,53 @@ WHERE tenant = {tenant:String} AND lane = {lane:String} AND generation = {genera
     AND calls > 0
 """
 
+LANES = """
+SELECT lane, any(generation), toUnixTimestamp64Milli(min(window_start)), toUnixTimestamp64Milli(max(window_end)),
+    max(dateDiff('millisecond', window_start, window_end)), toInt64(sum(edges))
+FROM {database:Identifier}.windows FINAL
+WHERE tenant = {tenant:String} AND $newest AND NOT startsWith(lane, 'replay:')
+    AND window_end > fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+    AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+GROUP BY lane ORDER BY lane
+""".replace("$newest", _NEWEST_OF_WINDOWS)
+
+GRAPH_LANES = """
+SELECT src, dst, port, protocol, arraySort(groupUniqArray(lane))
+FROM {database:Identifier}.edges_1m FINAL
+WHERE tenant = {tenant:String} AND $newest AND lane != {lane:String} AND NOT startsWith(lane, 'replay:')
+    AND window_start > fromUnixTimestamp64Milli({start_ms:Int64} - 86400000, 'UTC')
+    AND window_end > fromUnixTimestamp64Milli({start_ms:Int64}, 'UTC')
+    AND window_start < fromUnixTimestamp64Milli({end_ms:Int64}, 'UTC')
+    AND (src, dst, protocol, port) IN (
+        SELECT src, dst, protocol, port FROM {database:Identifier}.edges_1m FINAL
+        WHERE tenant = {tenant:String} AND lane = {lane:String} AND generation = {generation:UInt64}
+            AND window_start = fromUnixTimestamp64Milli({start_ms:Int64}, 'UTC')
+        ORDER BY calls DESC, src, dst, protocol, port LIMIT {limit:UInt32})
+GROUP BY src, dst, port, protocol
+""".replace("$newest", _NEWEST_OF_WINDOWS)
+
+EDGES = """
+SELECT src, dst, port, protocol, min(first_ms), max(last_ms), arraySort(l -> l.1, groupArray((lane, first_ms, last_ms,
+    windows, calls, errors, denied, bytes_out, bytes_in, latency_calls, latency_sum_us)))
+FROM (
+    SELECT lane, src, dst, port, protocol, toUnixTimestamp64Milli(min(e.window_start)) AS first_ms,
+        toUnixTimestamp64Milli(max(e.window_end)) AS last_ms, count() AS windows, sum(e.calls) AS calls,
+        sum(e.errors) AS errors, sum(e.denied) AS denied, sum(e.bytes_out) AS bytes_out, sum(e.bytes_in) AS bytes_in,
+        sum(e.latency_calls) AS latency_calls, sum(e.latency_sum_us) AS latency_sum_us
+    FROM {database:Identifier}.edges_1m AS e FINAL
+    WHERE tenant = {tenant:String} AND $newest
+        AND (lane = {lane:String} OR ({lane:String} = '' AND NOT startsWith(lane, 'replay:')))
+        AND window_start >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+        AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+        AND ({service:String} = '' OR src = {service:String} OR dst = {service:String})
+        AND (src, dst, protocol, port) > ({after_src:String}, {after_dst:String}, {after_protocol:Int16},
+            {after_port:Int32})
+    GROUP BY lane, src, dst, port, protocol
+)
+GROUP BY src, dst, port, protocol
+ORDER BY src, dst, protocol, port LIMIT {limit:UInt32}
+""".replace("$newest", _NEWEST_OF_WINDOWS)
+
 SERVICES = """
 SELECT lane, service, is_external, toUnixTimestamp64Milli(first_seen), toUnixTimestamp64Milli(last_seen)
 FROM {database:Identifier}.services FINAL

@@ -11,7 +11,7 @@ import numpy as np
 from api import queries
 from api.clickhouse import Reader
 from schemas.drift import Activity, DriftEvent, DriftKind, EdgeRef, Evidence, Severity
-from schemas.ids import TenantId
+from schemas.ids import REPLAY_PREFIX, TenantId
 from schemas.rca import ServiceWindowEdges
 
 _MIGRATION = re.compile(r"\d{4}_[a-z0-9_]+\.sql")
@@ -66,6 +66,53 @@ class EdgeRow:
     p50_us: int | None
     p95_us: int | None
     p99_us: int | None
+
+    @property
+    def identity(self) -> tuple[str, str, int, int]:
+        """Return source, destination, port and protocol."""
+        return self.src, self.dst, self.port, self.protocol
+
+
+@dataclass(frozen=True, slots=True)
+class LaneRow:
+    """The windows of a live lane in a range: from when to when, how long they are at most, and their edges in all."""
+
+    lane: str
+    generation: int
+    start_ms: int
+    end_ms: int
+    window_ms: int
+    edges: int
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeInLane:
+    """What a lane counted of an edge in a range; ``None`` is unknown."""
+
+    lane: str
+    first_seen_ms: int
+    last_seen_ms: int
+    windows: int
+    calls: int
+    errors: int | None
+    denied: int | None
+    bytes_out: int | None
+    bytes_in: int | None
+    latency_calls: int
+    latency_sum_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantEdgeRow:
+    """An edge of the tenant in a range, and what each lane counted of it, lanes by name."""
+
+    src: str
+    dst: str
+    port: int
+    protocol: int
+    first_seen_ms: int
+    last_seen_ms: int
+    lanes: tuple[EdgeInLane, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +216,59 @@ class Repository:
             queries.GRAPH, tenant, lane=window.lane, generation=window.generation, start_ms=window.start_ms, limit=limit
         )
         return [EdgeRow(*row) for row in rows]
+
+    async def graph_lanes(
+        self, tenant: TenantId, window: WindowRow, limit: int
+    ) -> dict[tuple[str, str, int, int], list[str]]:
+        """Return, of the edges that ``graph`` returns, the other live lanes that saw them in windows which overlap."""
+        if window.lane.startswith(REPLAY_PREFIX):
+            return {}
+        rows = await self._rows(
+            queries.GRAPH_LANES,
+            tenant,
+            lane=window.lane,
+            generation=window.generation,
+            start_ms=window.start_ms,
+            end_ms=window.end_ms,
+            limit=limit,
+        )
+        return {(src, dst, port, protocol): list(lanes) for src, dst, port, protocol, lanes in rows}
+
+    async def lanes(self, tenant: TenantId, since_ms: int, until_ms: int) -> list[LaneRow]:
+        """Return the live lanes with windows that overlap ``[since_ms, until_ms)``, by name."""
+        rows = await self._rows(queries.LANES, tenant, since_ms=since_ms, until_ms=until_ms)
+        return [LaneRow(*row) for row in rows]
+
+    async def edges(
+        self,
+        tenant: TenantId,
+        *,
+        lane: str,
+        service: str,
+        since_ms: int,
+        until_ms: int,
+        limit: int,
+        after: tuple[str, str, int, int] = ("", "", -1, -1),
+    ) -> list[TenantEdgeRow]:
+        """Return edges seen in windows that start in ``[since_ms, until_ms)``, by src, dst, protocol and port.
+
+        Without a lane: of all live lanes. ``after``: the last one of the page before, in that order.
+        """
+        names = ("after_src", "after_dst", "after_protocol", "after_port")
+        rows = await self._rows(
+            queries.EDGES,
+            tenant,
+            lane=lane,
+            service=service,
+            since_ms=since_ms,
+            until_ms=until_ms,
+            limit=limit,
+            **dict(zip(names, after, strict=True)),
+        )
+        return [
+            TenantEdgeRow(src, dst, port, protocol, first_ms, last_ms, tuple(EdgeInLane(*one) for one in lanes))
+            for src, dst, port, protocol, first_ms, last_ms, lanes in rows
+        ]
 
     async def edges_between(
         self, tenant: TenantId, lane: str, generation: int, start_ms: int, end_ms: int

@@ -212,6 +212,10 @@ class GraphEdgeOut(_Out):
     p50_us: int | None
     p95_us: int | None
     p99_us: int | None
+    lanes: list[str] = Field(
+        description="Live lanes that saw the edge in windows which overlap this one, its own among them. The numbers "
+        "are those of the window's lane alone: `/v1/edges` has what each lane counted."
+    )
 
 
 class GraphOut(BaseModel):
@@ -221,6 +225,44 @@ class GraphOut(BaseModel):
     nodes: list[NodeOut]
     edges: list[GraphEdgeOut] = Field(description="Most calls first.")
     is_truncated: bool = Field(description="There are more edges than `limit`.")
+
+
+class EdgeInLaneOut(_Out):
+    """What one lane counted of an edge. null is unknown. Numbers of two lanes are of the same calls: never add them."""
+
+    lane: str
+    first_seen_ms: int = Field(description="Start of the first window of the range that shows it.")
+    last_seen_ms: int = Field(description="End of the last one.")
+    windows: int
+    calls: int
+    errors: int | None
+    error_ratio: float | None
+    denied: int | None
+    bytes_out: int | None
+    bytes_in: int | None
+    latency_calls: int = Field(description="Calls whose latency is known.")
+    latency_mean_us: float | None
+
+
+class TenantEdgeOut(_Out):
+    """An edge of the tenant, whichever lanes see it; port and protocol -1 mean unknown."""
+
+    src: str
+    dst: str
+    port: int
+    protocol: int
+    first_seen_ms: int
+    last_seen_ms: int
+    lanes: list[EdgeInLaneOut] = Field(description="By name of the lane.")
+
+
+class TenantEdgePage(BaseModel):
+    """Edges by source, destination, protocol and port."""
+
+    since_ms: int
+    until_ms: int
+    edges: list[TenantEdgeOut]
+    next_cursor: str | None
 
 
 class ServiceOut(_Out):
@@ -276,6 +318,7 @@ class RootCauseReport(BaseModel):
             "examples": [
                 {
                     "lane": "default",
+                    "lanes": ["default"],
                     "generation": 0,
                     "since_ms": 1769860800000,
                     "until_ms": 1769860980000,
@@ -318,7 +361,8 @@ class RootCauseReport(BaseModel):
         }
     )
 
-    lane: str
+    lane: str = Field(description="Its windows say what the range is.")
+    lanes: list[str] = Field(description="Lanes the edges are read from, each pair of services from one of them.")
     generation: int
     since_ms: int
     until_ms: int

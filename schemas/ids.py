@@ -7,6 +7,8 @@ TenantId = NewType("TenantId", str)
 ServiceId = NewType("ServiceId", str)
 
 EXTERNAL_PREFIX = "ext:"
+REPLAY_PREFIX = "replay:"
+"""Lanes of this prefix are a replay's own; a replayed record may name a declared lane instead."""
 """A service whose name starts so lies outside the tenant's own estate (internet, SaaS, cloud API)."""
 NETWORK_PREFIX = "net:"
 """A service whose name starts so is all hosts of a part of the estate's network."""

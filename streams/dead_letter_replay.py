@@ -15,13 +15,13 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from schemas.dead_letter import DeadLetter
 from schemas.errors import ConfigurationError
-from schemas.ids import stable_hash64
+from schemas.ids import REPLAY_PREFIX, stable_hash64
 from schemas.settings import Settings
 from schemas.topics import HEADER_LANE, HEADER_ORIGIN
 from streams.dead_letter_topic import Found
 from streams.dead_letters import decode_dead_letter, unreplayable
 from streams.idempotence import supports_idempotence
-from streams.ingest.lanes import REPLAY_PREFIX, read_header
+from streams.ingest.lanes import read_header
 from streams.ingest.replayed import MAX_INDEXES, OriginHeader, encode_origin, origin_of
 from streams.kafka_clients import make_producer
 from streams.result import WHOLE_MESSAGE, Refusal, short

@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError
 from models.graph.logic import LOGIC_VERSION
 from schemas.dead_letter import DeadLetter
 from schemas.errors import ConfigurationError
+from schemas.ids import REPLAY_PREFIX
 from schemas.settings import FlowTopic, Settings
 from schemas.tenant_log import ENDED, LaneConfig, LogRecord, Member, Progress, decode_record
 from schemas.topics import HEADER_END, HEADER_LANE
@@ -19,7 +20,7 @@ from streams.clock import Clock
 from streams.idempotence import supports_idempotence
 from streams.ingest.chain import position_before
 from streams.ingest.chunk import chunk_of
-from streams.ingest.lanes import REPLAY_PREFIX, LaneHeader, detection_of, encode_header
+from streams.ingest.lanes import LaneHeader, detection_of, encode_header
 from streams.ingest.readers import FlowReader
 from streams.kafka_clients import make_producer
 from streams.log_files import ColumnsWatch, FileMessage, format_for, holds_tenants, read_file

@@ -1,5 +1,6 @@
 """The service graph: windows, their edges, and the services seen."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from api.parameters import (
     MAX_TIME_MS,
     CursorText,
     Lane,
+    Service,
     Since,
     Until,
     decode_cursor,
@@ -18,8 +20,19 @@ from api.parameters import (
     parse_time,
 )
 from api.problems import NOT_FOUND, RESPONSES, Problem
-from api.repository import EdgeRow
-from api.responses import GraphEdgeOut, GraphOut, NodeOut, ServiceOut, ServicePage, WindowOut, WindowPage
+from api.repository import EdgeInLane, EdgeRow, TenantEdgeRow
+from api.responses import (
+    EdgeInLaneOut,
+    GraphEdgeOut,
+    GraphOut,
+    NodeOut,
+    ServiceOut,
+    ServicePage,
+    TenantEdgeOut,
+    TenantEdgePage,
+    WindowOut,
+    WindowPage,
+)
 from api.tenant import Tenant
 from schemas.ids import is_external
 
@@ -52,24 +65,92 @@ async def get_graph(
         raise Problem(
             404, "no-windows", "No closed window", "No closed window of this tenant and lane holds this time."
         )
-    rows = await repository.graph(tenant, windows[0], limit + 1)
+    rows, others = await asyncio.gather(
+        repository.graph(tenant, windows[0], limit + 1), repository.graph_lanes(tenant, windows[0], limit)
+    )
     shown = rows[:limit]
     return GraphOut(
         window=WindowOut.model_validate(windows[0]),
         nodes=_nodes(shown),
-        edges=[_edge(row) for row in shown],
+        edges=[_edge(row, sorted([windows[0].lane, *others.get(row.identity, ())])) for row in shown],
         is_truncated=len(rows) > limit,
     )
 
 
-def _edge(row: EdgeRow) -> GraphEdgeOut:
+def _edge(row: EdgeRow, lanes: list[str]) -> GraphEdgeOut:
     measures = {name: getattr(row, name) for name in GraphEdgeOut.model_fields if hasattr(row, name)}
-    return GraphEdgeOut(
-        **measures,
-        error_ratio=row.errors / row.calls if row.errors is not None and row.calls else None,
-        latency_mean_us=row.latency_sum_us / row.latency_calls
-        if row.latency_sum_us is not None and row.latency_calls
-        else None,
+    return GraphEdgeOut(**measures, **_ratios(row), lanes=lanes)
+
+
+def _ratios(row: EdgeRow | EdgeInLane) -> dict[str, float | None]:
+    is_timed = row.latency_sum_us is not None and row.latency_calls > 0
+    return {
+        "error_ratio": row.errors / row.calls if row.errors is not None and row.calls else None,
+        "latency_mean_us": (row.latency_sum_us or 0) / row.latency_calls if is_timed else None,
+    }
+
+
+@router.get("/edges", summary="List the tenant's edges")
+async def list_edges(
+    tenant: Tenant,
+    repository: RepositoryOf,
+    lane: Lane = None,
+    service: Service = None,
+    since: Since = None,
+    until: Until = None,
+    cursor: CursorText = None,
+    limit: Limit = 100,
+) -> TenantEdgePage:
+    """Return the edges of a range (default: the last hour), each once, with what each lane counted of it.
+
+    Without `lane`: of all live lanes. Replays are asked for by name.
+    """
+    query: dict[str, Any] = {"lane": lane, "service": service, "since": since, "until": until}
+    position = decode_cursor(query, cursor, (int, int, str, str, int, int))
+    after = ("", "", -1, -1)
+    if position is None:
+        newest_ms = await repository.newest_ms(tenant, lane or "") if until is None or is_age(since or "-1h") else 0
+        since_ms = parse_time("since", since or "-1h", newest_ms)
+        until_ms = parse_time("until", until, newest_ms) if until is not None else max(newest_ms, since_ms + 1)
+    else:
+        # Unknown ports and protocols are -1, and no number of a cursor is negative; a forged one must fit its column.
+        since_ms, until_ms, src, dst, protocol, port = position
+        after = (src, dst, min(protocol, 1 << 15) - 1, min(port, 1 << 31) - 1)
+    rows = await repository.edges(
+        tenant,
+        lane=lane or "",
+        service=service or "",
+        since_ms=since_ms,
+        until_ms=until_ms,
+        limit=limit + 1,
+        after=after,
+    )
+    page = rows[:limit]
+    next_cursor = None
+    if len(rows) > limit:
+        end = page[-1]
+        place = [since_ms, until_ms, end.src, end.dst, end.protocol + 1, end.port + 1]
+        next_cursor = encode_cursor(query, place)
+    return TenantEdgePage(
+        since_ms=since_ms, until_ms=until_ms, edges=[_tenant_edge(row) for row in page], next_cursor=next_cursor
+    )
+
+
+def _tenant_edge(row: TenantEdgeRow) -> TenantEdgeOut:
+    lanes = [
+        EdgeInLaneOut(
+            **{name: getattr(one, name) for name in EdgeInLane.__slots__ if name != "latency_sum_us"}, **_ratios(one)
+        )
+        for one in row.lanes
+    ]
+    return TenantEdgeOut(
+        src=row.src,
+        dst=row.dst,
+        port=row.port,
+        protocol=row.protocol,
+        first_seen_ms=row.first_seen_ms,
+        last_seen_ms=row.last_seen_ms,
+        lanes=lanes,
     )
 
 

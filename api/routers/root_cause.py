@@ -55,6 +55,7 @@ def _report(ranked: RankedRange) -> RootCauseReport:
     report = ranked.report
     return RootCauseReport(
         lane=ranked.lane,
+        lanes=list(ranked.lanes),
         generation=ranked.generation,
         since_ms=ranked.since_ms,
         until_ms=ranked.until_ms,

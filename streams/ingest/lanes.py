@@ -8,12 +8,10 @@ import msgspec
 from schemas.dead_letter import Reason
 from schemas.detection import DetectionConfig
 from schemas.flow import Name
+from schemas.ids import REPLAY_PREFIX
 from schemas.settings import FlowTopic, LaneSettings
 from schemas.tenant_log import LaneConfig, Member
 from streams.result import Refusal, short
-
-REPLAY_PREFIX = "replay:"
-"""Lanes of this prefix are a replay's own; a replayed record may name a declared lane instead."""
 
 _FLOATS = frozenset(
     name for name, default in msgspec.structs.asdict(DetectionConfig()).items() if isinstance(default, float)

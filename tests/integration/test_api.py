@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from api.app import create_app
 from api.clickhouse import ReaderPool, open_reader
+from api.parameters import encode_cursor
 from api.problems import Problem
 from schemas.clickhouse_dsn import is_embedded
 from schemas.drift import Activity, DriftKind, Severity
@@ -140,6 +141,7 @@ def event_row(tenant: str, number: int, **changes: Any) -> dict[str, Any]:
         "message": f"{tenant}: calls from checkout to payment are slow",
         "checks": ["look at payment"],
         "close_reason": "",
+        "seen_in": ["default", "vpc"],
         "ocsf": "{}",
     }
     return row | changes
@@ -245,6 +247,7 @@ async def test_drift_events_come_newest_first_with_all_fields(client: httpx.Asyn
     assert event["evidence"][0]["observed"] == 418_000.0
     assert event["technique"]["technique_id"] == "T1499"
     assert (event["activity"], event["severity"], event["kind"]) == ("create", "high", "latency_increase")
+    assert event["seen_in"] == ["default", "vpc"]
 
 
 @pytest.mark.parametrize(
@@ -338,6 +341,125 @@ async def test_graph_of_the_newest_window_and_of_a_time(client: httpx.AsyncClien
     check_problem(answer, 404, "no-windows")
 
 
+@pytest.fixture
+async def two_lanes(clickhouse: ClickHouse) -> AsyncIterator[httpx.AsyncClient]:
+    """Lane ``vpc`` saw some of the same edges and one of its own, without latency; a replay saw the same, too."""
+    fill(clickhouse, "acme")
+    insert(
+        clickhouse,
+        "edges_1m",
+        [
+            edge_row(
+                "acme",
+                index,
+                src,
+                dst,
+                0,
+                lane=lane,
+                calls=calls,
+                errors=None,
+                error_flows=0,
+                latency_calls=0,
+                latency_sum_us=None,
+                p50_us=None,
+                p95_us=None,
+                p99_us=None,
+            )
+            for index in range(CALM + SLOW)
+            for lane in ("vpc", "replay:old")
+            for src, dst, calls in (("checkout", "payment", 70), ("payment", "bank", 20))
+        ],
+    )
+    for lane in ("vpc", "replay:old"):
+        insert(clickhouse, "windows", [window_row("acme", index, lane) for index in range(CALM + SLOW)])
+    async for one in serve(settings_of(clickhouse)):
+        yield one
+
+
+async def test_an_edge_of_two_lanes_is_one_edge_with_the_numbers_of_each(two_lanes: httpx.AsyncClient) -> None:
+    page = await get(two_lanes, "/v1/edges", service="payment")
+    assert [(edge["src"], edge["dst"], edge["port"], edge["protocol"]) for edge in page["edges"]] == [
+        ("checkout", "payment", 8080, 6),
+        ("payment", "bank", 8080, 6),
+    ]
+    shared, own = page["edges"]
+    assert [lane["lane"] for lane in shared["lanes"]] == ["default", "vpc"]
+    assert [lane["calls"] for lane in shared["lanes"]] == [50 * 15, 70 * 15]
+    assert [lane["errors"] for lane in shared["lanes"]] == [0, None]
+    assert [lane["error_ratio"] for lane in shared["lanes"]] == [0.0, None]
+    assert shared["lanes"][0]["latency_mean_us"] > 9_000 and shared["lanes"][1]["latency_mean_us"] is None
+    assert (shared["first_seen_ms"], shared["last_seen_ms"]) == (START_MS, START_MS + (CALM + SLOW) * WINDOW_MS)
+    assert [lane["lane"] for lane in own["lanes"]] == ["vpc"]
+
+
+async def test_edges_are_filtered_by_lane_and_range_and_replays_are_asked_for(two_lanes: httpx.AsyncClient) -> None:
+    for lane, expected in (("default", 5), ("vpc", 2), ("replay:old", 2), ("nobody", 0)):
+        page = await get(two_lanes, "/v1/edges", lane=lane)
+        assert len(page["edges"]) == expected
+        assert {one["lane"] for edge in page["edges"] for one in edge["lanes"]} <= {lane}
+    page = await get(two_lanes, "/v1/edges", since="-2m")
+    assert {one["windows"] for edge in page["edges"] for one in edge["lanes"]} == {2}
+    assert await get(two_lanes, "/v1/edges", tenant="globex") | {"since_ms": 0, "until_ms": 0} == {
+        "since_ms": 0,
+        "until_ms": 0,
+        "edges": [],
+        "next_cursor": None,
+    }
+
+
+async def test_edges_come_in_pages_that_hold_each_once(two_lanes: httpx.AsyncClient) -> None:
+    whole = (await get(two_lanes, "/v1/edges"))["edges"]
+    assert len(whole) == 6
+    found, cursor = [], None
+    while True:
+        page = await get(two_lanes, "/v1/edges", limit=2, **({"cursor": cursor} if cursor else {}))
+        found += page["edges"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert found == whole
+    forged = encode_cursor(
+        {"lane": None, "service": None, "since": None, "until": None}, [0, 1 << 43, "", "", 1 << 43, 1 << 43]
+    )
+    assert len((await get(two_lanes, "/v1/edges", cursor=forged))["edges"]) == 6
+
+
+async def test_the_graph_says_which_lanes_saw_an_edge_and_counts_its_own_alone(two_lanes: httpx.AsyncClient) -> None:
+    graph = await get(two_lanes, "/v1/graph", lane="default")
+    lanes = {(edge["src"], edge["dst"]): edge["lanes"] for edge in graph["edges"]}
+    assert lanes["checkout", "payment"] == ["default", "vpc"]
+    assert lanes["user", "frontend"] == ["default"]
+    assert {edge["calls"] for edge in graph["edges"]} == {50}
+    graph = await get(two_lanes, "/v1/graph", lane="replay:old")
+    assert {tuple(edge["lanes"]) for edge in graph["edges"]} == {("replay:old",)}
+
+
+async def test_root_causes_are_found_over_all_lanes_and_nothing_counts_twice(two_lanes: httpx.AsyncClient) -> None:
+    since, until = START_MS + CALM * WINDOW_MS, START_MS + (CALM + SLOW) * WINDOW_MS
+    alone = await get(two_lanes, "/v1/root-cause", since=str(since), until=str(until), lane="default")
+    both = await get(two_lanes, "/v1/root-cause", since=str(since), until=str(until))
+    assert (alone["lanes"], both["lanes"]) == (["default"], ["default", "vpc"])
+    assert (alone["edges"], both["edges"]) == (5, 6)
+    ranked = [[(cause["service"], cause["score"]) for cause in answer["causes"]] for answer in (alone, both)]
+    assert ranked[0] == ranked[1] and ranked[0][0][0] == "payment"
+    of_event = await get(two_lanes, "/v1/root-cause", event_id="acme-event-0-1")
+    assert (of_event["lane"], of_event["lanes"]) == ("default", ["default", "vpc"])
+
+
+async def test_a_lane_that_has_not_closed_the_range_yet_is_left_out(
+    two_lanes: httpx.AsyncClient, clickhouse: ClickHouse
+) -> None:
+    """Its missing windows would look like missing calls."""
+    insert(clickhouse, "windows", [window_row("acme", index, "slow") for index in range(CALM)])
+    calm = [edge_row("acme", index, "cart", "db", 9_000, lane="slow") for index in range(CALM)]
+    insert(clickhouse, "edges_1m", calm)
+    since, until = START_MS + CALM * WINDOW_MS, START_MS + (CALM + SLOW) * WINDOW_MS
+    answer = await get(two_lanes, "/v1/root-cause", since=str(since), until=str(until))
+    assert answer["lanes"] == ["default", "vpc"]
+    assert "Lane slow is left out: it has not closed all windows of the range yet." in answer["notes"]
+    assert all("db" not in cause["service"] for cause in answer["causes"])
+
+
 async def test_windows_and_services_are_paged(client: httpx.AsyncClient) -> None:
     first = await get(client, "/v1/windows", limit=10)
     second = await get(client, "/v1/windows", limit=10, cursor=first["next_cursor"])
@@ -391,6 +513,7 @@ TENANT_PATHS: dict[str, list[dict[str, str]]] = {
     "/v1/drift-events/{event_id}": [{}],
     "/v1/findings/{finding_id}": [{}],
     "/v1/graph": [{}, {"at": str(START_MS)}],
+    "/v1/edges": [{}, {"service": "globex-db"}, {"lane": "default", "limit": "2"}],
     "/v1/windows": [{}],
     "/v1/services": [{}],
     "/v1/root-cause": [{"since": "-3m"}, {"event_id": "globex-event-2-1"}, {"event_id": "acme-event-2-1"}],

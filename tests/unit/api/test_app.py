@@ -17,7 +17,15 @@ from schemas.errors import ConfigurationError
 from schemas.settings import ApiSettings, ClickHouseSettings, Settings
 
 SETTINGS = Settings(clickhouse=ClickHouseSettings(dsn=SecretStr("chdb:///nowhere")), api=ApiSettings(query_timeout_s=1))
-PATHS = ("/v1/drift-events", "/v1/drift-events/x", "/v1/findings/x", "/v1/graph", "/v1/windows", "/v1/services")
+PATHS = (
+    "/v1/drift-events",
+    "/v1/drift-events/x",
+    "/v1/findings/x",
+    "/v1/graph",
+    "/v1/edges",
+    "/v1/windows",
+    "/v1/services",
+)
 
 
 class FakeResult:
