@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from models.drift import outside
 from models.drift.detection import MAX_EDGES_LISTED, Detection
+from models.graph.corroboration import is_port_known_elsewhere
 from models.graph.lane import DAY_MS, LaneState
 from models.graph.logic import PRODUCERS_OWN
 from models.graph.registry import INBOUND, OUTBOUND, pair_of, port_key
@@ -219,6 +220,8 @@ class _Window:
                 int(edge[_INSIDE[direction]][number]), int(edge["port"][number]), int(edge["protocol"][number])
             ].append(row)
         for (number, port, protocol), members in groups.items():
+            if is_port_known_elsewhere(self.lane, number, direction, port, protocol):
+                continue
             name, _, history = self._facts(number)
             first_ms = int(edge["first_seen_ms"][self.present[members]].min())
             calls = int(self.calls[members].sum())

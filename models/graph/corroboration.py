@@ -8,13 +8,15 @@ Lanes that are not live (replays) neither vouch nor are vouched for.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from models.drift.detection import Detection
+from models.drift.structural import EdgeFacts
 from models.graph.lane import LAPSE_MS, LIVE, LaneState
 from models.graph.logic import PRODUCERS_OWN
-from models.graph.registry import NEVER, VOUCHED_EDGE, VOUCHED_PAIR
+from models.graph.registry import NEVER, VOUCHED_EDGE, VOUCHED_PAIR, port_key
 from models.graph.sight import has_pair, has_service
 from schemas.tenant_log import EdgeIdentity
 
@@ -30,10 +32,13 @@ def beside(lanes: Mapping[str, LaneState], lane: LaneState) -> tuple[LaneState, 
 
 
 def note(lane: LaneState, number: int) -> None:
-    """Fix what other lanes have of an edge that has just got its number: the edge, its pair, its services."""
-    if not lane.beside:
-        return
+    """Fix what other lanes have of an edge that has just got its number: the edge, its pair, its services.
+
+    Not of an edge from outside, which may be a scan's: of those only what is known counts, when windows close.
+    """
     registry = lane.registry
+    if not lane.beside or registry.service.array["external"][registry.edge.array["src"][number]]:
+        return
     identity = registry.identities[number]
     assert identity is not None
     tenant, src_name, dst_name, _, _ = identity
@@ -44,7 +49,7 @@ def note(lane: LaneState, number: int) -> None:
         if not service["known"][place] and unsettled.services[place] == 1:
             service["vouched"][place] = any(has_service(other, of_tenant, name) for other, of_tenant in others)
             registry.touch(np.array([number]))
-    vouched = VOUCHED_EDGE if any(identity in other.edge_number for other, _ in others) else 0
+    vouched = VOUCHED_EDGE if any(other.has_edge(identity) for other, _ in others) else 0
     pair = src << 32 | dst
     if pair not in registry.known_pairs:
         is_first = unsettled.pairs[pair] == 1
@@ -52,6 +57,39 @@ def note(lane: LaneState, number: int) -> None:
             unsettled.vouched.add(pair)
         vouched |= VOUCHED_PAIR if pair in unsettled.vouched else 0
     edge["vouched"][number] = vouched
+
+
+def news_from_outside(lane: LaneState, tenant: str, facts: EdgeFacts) -> EdgeFacts | None:
+    """Return what to judge of an unknown edge from outside by what other lanes know now; ``None``: it is no news.
+
+    The lane whose window closes first tells such an edge, for only then it is certain that it is no scan.
+    """
+    ref = facts.ref
+    identity = (tenant, ref.src, ref.dst, ref.port, ref.protocol)
+    dst_known = facts.dst_known
+    for other, of_tenant in _vouching(lane, tenant):
+        registry = other.registry
+        number = registry.edge_number.get(identity)
+        if number is not None and registry.edge.array["known"][number]:
+            return None
+        ends = (registry.service_number.get((of_tenant, name)) for name in (ref.src, ref.dst))
+        src, dst = ends
+        if src is not None and dst is not None and src << 32 | dst in registry.known_pairs and not facts.pair_known:
+            return None
+        dst_known = dst_known or (dst is not None and bool(registry.service.array["known"][dst]))
+    return replace(facts, dst_known=dst_known)
+
+
+def is_port_known_elsewhere(lane: LaneState, service: int, direction: int, port: int, protocol: int) -> bool:
+    """Say whether another lane knows a port across the border of a service (a number here)."""
+    tenant, name = lane.registry.services[service]
+    for other, of_tenant in _vouching(lane, lane.registry.tenants[tenant]):
+        number = other.registry.service_number.get((of_tenant, name))
+        if number is not None:
+            key = port_key(np.array([number]), direction, np.array([port]), np.array([protocol]))
+            if int(key[0]) in other.registry.known_ports:
+                return True
+    return False
 
 
 def _vouching(lane: LaneState, tenant: str) -> Iterator[tuple[LaneState, int]]:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from models.drift import baseline, statistical, structural
 from models.drift.detection import Detection
 from models.graph.border import Border, open_services
-from models.graph.corroboration import peers_elsewhere
+from models.graph.corroboration import news_from_outside, peers_elsewhere
 from models.graph.cutting import WindowColumns
 from models.graph.lane import LaneState
 from models.graph.logic import PRODUCERS_OWN
@@ -124,8 +124,12 @@ def judge_structure(
     is_news &= ~border.scan & ~border.open
     for row in np.flatnonzero(is_news).tolist():
         number = int(present[row])
-        facts = lane.facts(number, int(calls[row]), int(edge["first_seen_ms"][number]))
-        unknown[int(edge["tenant"][number])].append(facts)
+        tenant = int(edge["tenant"][number])
+        facts: structural.EdgeFacts | None = lane.facts(number, int(calls[row]), int(edge["first_seen_ms"][number]))
+        if lane.beside and border.inbound[row] and facts is not None:
+            facts = news_from_outside(lane, lane.registry.tenants[tenant], facts)
+        if facts is not None:
+            unknown[tenant].append(facts)
     for tenant, facts_of_tenant in unknown.items():
         detections[tenant] += structural.judge_new(facts_of_tenant)
     _judge_sources(lane, index, present, chosen, border, learned, detections)

@@ -267,7 +267,7 @@ class Registry:
         columns = self.edge.array
         columns["tenant"][number], columns["src"][number], columns["dst"][number] = tenant, src, dst
         columns["port"][number], columns["protocol"][number] = identity[3], identity[4]
-        self.unsettled.add(src, dst)
+        self._unsettle(number)
         return number
 
     def note_given(self, number: int, given: EdgeIdentity) -> None:
@@ -284,18 +284,31 @@ class Registry:
         """Hold all names for what records say: so it was as long as nothing was named by rules."""
         self.service.array["given"][:] = True
 
+    def has_edge(self, identity: EdgeIdentity) -> bool:
+        """Say whether an edge is there, known or not, and more than hearsay."""
+        number = self.edge_number.get(identity)
+        return number is not None and not self.edge.array["hearsay"][number]
+
     def doubt(self, number: int) -> None:
         """Take a new edge for hearsay: it stays unknown, and shows nobody that its services are there."""
-        columns = self.edge.array
-        columns["hearsay"][number] = True
-        self.unsettled.take(int(columns["src"][number]), int(columns["dst"][number]))
+        self.edge.array["hearsay"][number] = True
+        self._settle(number)
 
     def confirm(self, number: int) -> None:
         """Take an edge for more than hearsay: it is a new one from here on."""
-        columns = self.edge.array
-        columns["hearsay"][number] = False
-        self.unsettled.add(int(columns["src"][number]), int(columns["dst"][number]))
+        self.edge.array["hearsay"][number] = False
+        self._unsettle(number)
         self.edge_pages.add(number // PAGE_ROWS)
+
+    def _unsettle(self, number: int) -> None:
+        src, dst = int(self.edge.array["src"][number]), int(self.edge.array["dst"][number])
+        if not self.service.array["external"][src]:
+            self.unsettled.add(src, dst)
+
+    def _settle(self, number: int) -> None:
+        src, dst = int(self.edge.array["src"][number]), int(self.edge.array["dst"][number])
+        if not self.service.array["external"][src]:
+            self.unsettled.take(src, dst)
 
     def name_edges(self, named: list[bool]) -> None:
         """Set identities and their numbers from the columns, after a restore; ``named`` is false where no edge is."""
@@ -314,7 +327,8 @@ class Registry:
         """Set ``unsettled`` by the edges that are not known: after a restore, or once some were moved."""
         array, size = self.edge.array, len(self)
         named = np.fromiter((identity is not None for identity in self.identities), dtype=bool, count=size)
-        unknown = np.flatnonzero(named & ~array["known"][:size] & ~array["hearsay"][:size])
+        from_outside = self.service.array["external"][array["src"][:size]]
+        unknown = np.flatnonzero(named & ~array["known"][:size] & ~array["hearsay"][:size] & ~from_outside)
         is_vouched = (array["vouched"][unknown] & VOUCHED_PAIR) > 0
         ends = (array["src"][unknown].tolist(), array["dst"][unknown].tolist())
         self.unsettled = Unsettled.of(zip(*ends, is_vouched.tolist(), strict=True))
@@ -331,7 +345,7 @@ class Registry:
             self._other_spellings_count -= len(spellings)
             columns = self.edge.array
             if not columns["known"][number] and not columns["hearsay"][number]:
-                self.unsettled.take(int(columns["src"][number]), int(columns["dst"][number]))
+                self._settle(number)
             columns["known"][number] = columns["hearsay"][number] = False
             self.edge_pages.add(number // PAGE_ROWS)
 
@@ -379,7 +393,7 @@ class Registry:
         columns = self.edge.array
         new = numbers[~columns["known"][numbers].astype(bool)]
         columns["known"][new] = True
-        unsettled = new[~columns["hearsay"][new]]
+        unsettled = new[~columns["hearsay"][new] & ~self.service.array["external"][columns["src"][new]]]
         columns["hearsay"][new] = False
         for src, dst in zip(columns["src"][unsettled].tolist(), columns["dst"][unsettled].tolist(), strict=True):
             self.unsettled.take(src, dst)

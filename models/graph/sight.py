@@ -28,7 +28,8 @@ def has_pair(registry: Registry, tenant: int, src: str, dst: str) -> bool:
 def first_sight_ms(registry: Registry, tenant: str, detection: Detection) -> int | None:
     """Return the event time of a lane's first record of what a detection is about; ``None`` if it has not seen it.
 
-    A service alone, or a pair that was seen on other ports than those listed, has no such time: ``UNKNOWN_MS``.
+    ``UNKNOWN_MS`` where there is no such time: of a service alone, of a pair that was seen on other ports than those
+    listed, of an edge from outside whose window is open.
     """
     number = registry.tenant_number.get(tenant)
     if number is None:
@@ -38,11 +39,13 @@ def first_sight_ms(registry: Registry, tenant: str, detection: Detection) -> int
     edges = [(tenant, detection.src, detection.dst, detection.port, detection.protocol)]
     is_of_a_pair = detection.kind in _OF_A_PAIR
     if is_of_a_pair:
-        if not has_pair(registry, number, detection.src, detection.dst):
-            return None
         edges = [(tenant, ref.src, ref.dst, ref.port, ref.protocol) for ref in detection.edges]
-    numbers = [found for identity in edges if (found := registry.edge_number.get(identity)) is not None]
+    numbers = [registry.edge_number[identity] for identity in edges if registry.has_edge(identity)]
     if not numbers:
-        return UNKNOWN_MS if is_of_a_pair else None
-    first_ms = int(registry.edge.array["first_seen_ms"][numbers].min())
+        is_seen = is_of_a_pair and has_pair(registry, number, detection.src, detection.dst)
+        return UNKNOWN_MS if is_seen else None
+    columns = registry.edge.array
+    # A scan's edge is forgotten when its window closes and may come again: its time is none to rely on.
+    dated = [n for n in numbers if columns["known"][n] or not registry.service.array["external"][columns["src"][n]]]
+    first_ms = min((int(columns["first_seen_ms"][n]) for n in dated), default=UNSEEN_MS)
     return first_ms if first_ms < UNSEEN_MS else UNKNOWN_MS

@@ -1,6 +1,7 @@
 """Pairs and services of a lane's edges that are not known yet: the window that showed them first is still open. Pure.
 
-Derived from the registry's columns, so no state holds it.
+Derived from the registry's columns, so no state holds it. Edges from outside are left out: a scan's are forgotten when
+their window closes, so they say nothing before.
 """
 
 from collections.abc import Iterable

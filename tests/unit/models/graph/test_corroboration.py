@@ -171,6 +171,50 @@ def test_a_new_service_keeps_its_edges_together_although_the_other_lane_has_it_m
     assert feed.events["hubble"][-1].edges_total == 2
 
 
+# -- calls from outside ----------------------------------------------------------------------------------------------
+
+
+ANSWERED: dict[str, Any] = {"errors": 0, "bytes_in": 900}
+UNANSWERED: dict[str, Any] = {"errors": 1, "bytes_in": 0}
+
+
+def from_outside(index: int, dst: str = WEB, **changes: Any) -> Flow:
+    return at(index, src="ext:partner", dst=dst, **changes)
+
+
+@pytest.mark.parametrize("first", ["hubble", "vpc"])
+def test_an_edge_from_outside_is_told_by_the_lane_whose_window_closes_first(first: str) -> None:
+    """Whether it is a scan is not known before."""
+    feed = both_learned()
+    other = "vpc" if first == "hubble" else "hubble"
+    for lane in ("hubble", "vpc"):
+        feed.send(lane, [*base(6), from_outside(6, **ANSWERED)])
+    run(feed, range(7, 9), (first, other))
+    run(feed, range(9, 18))
+    assert news(feed) == {first: [(NEW_EDGE, "ext:partner", WEB)]}
+    assert feed.events[first][0].seen_in == ("hubble", "vpc")
+
+
+def test_what_one_lane_takes_for_a_scan_hides_nothing_from_the_other() -> None:
+    """Flow logs of one direction never see an answer."""
+    feed = both_learned()
+    feed.send("hubble", [*base(6), from_outside(6, **UNANSWERED)])
+    feed.send("vpc", [*base(6), from_outside(6, **ANSWERED)])
+    run(feed, range(7, 10))
+    assert news(feed) == {"vpc": [(NEW_EDGE, "ext:partner", WEB)]}
+
+
+def test_a_service_that_is_called_from_outside_alone_is_new_once() -> None:
+    feed = both_learned()
+    for lane in ("vpc", "hubble"):
+        feed.send(lane, [*base(6), from_outside(6, dst="shop/edge", **ANSWERED)])
+    run(feed, range(7, 9))
+    for lane in ("hubble", "vpc"):
+        feed.send(lane, [*base(9), at(9, src="ext:other", dst="shop/edge", **ANSWERED)])
+    run(feed, range(10, 12))
+    assert news(feed) == {"hubble": [(NEW_SERVICE, "shop/edge", ""), (NEW_EDGE, "ext:other", "shop/edge")]}
+
+
 # -- who vouches -------------------------------------------------------------------------------------------------------
 
 
