@@ -60,20 +60,22 @@ def coded_words(meanings: dict[Any, int], values: Sequence[Any]) -> IntColumn:
 
 
 class Words(dict[Any, int]):
-    """Meanings of words of a small set; all others mean ``other``."""
+    """Meanings of words of a small set; all others mean ``other``, and the first of them are remembered."""
+
+    _REMEMBERED = 1_000
 
     def __init__(self, meanings: dict[Any, int], other: int = UNKNOWN) -> None:
         super().__init__(meanings)
         self._other = other
 
     def __missing__(self, word: Any) -> int:
+        if len(self) < self._REMEMBERED:
+            self[word] = self._other
         return self._other
 
 
 class Protocols(Words):
     """IANA protocol numbers of names in any case, or of numbers as text; -1 for all others."""
-
-    _REMEMBERED = 1_000
 
     def __init__(self) -> None:
         super().__init__({**PROTOCOL_NUMBERS, "icmpv6": 58, "ipv6-icmp": 58, "icmpv4": 1, "gre": 47, "igmp": 2})

@@ -68,6 +68,9 @@ class Envelope:
         """Return the lines of text that records wrap; ``None`` where one wraps something else or is none."""
         # Looked for as bytes first: most records are not wrapped, and those that are wrap JSON.
         one, other = _KEYS
+        together = b"".join(values)
+        if one not in together and other not in together:
+            return [None] * len(values)
         may_be = [(one in v or other in v) and _OBJECTS[0] not in v and _OBJECTS[1] not in v for v in values]
         if not any(may_be):
             return [None] * len(values)

@@ -132,9 +132,8 @@ _APP_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app
 _METHODS = Words(dict.fromkeys(_NOTHING, 0), 1)
 _TRANSPORTS = Words({"HTTP/3": _UDP}, _TCP)
 _HARMED, _REFUSED = 1, 2
-_SERVER_FIELDS = (
-    *("upstream_cluster", "requested_server_name", "authority", "upstream_host", "downstream_local_address"),
-)
+_NAME_FIELDS = ("upstream_cluster", "requested_server_name", "authority")
+_ADDRESS_FIELDS = ("upstream_host", "downstream_local_address")
 
 _Key = tuple[str, ...]
 _Server = tuple[_Key, int, bool, bool, bool]
@@ -187,7 +186,8 @@ class IstioAccess(TypedFormat):
     def __init__(self, *, cluster: str | None = None) -> None:
         self._cluster = None if cluster == "-" else cluster
         self._naming: Naming[_Key] = Naming(self._name_of)
-        self._servers: Remembered[tuple[str | None, ...], _Server] = Remembered(_server)
+        self._named: Remembered[tuple[str | None, ...], _Server | None] = Remembered(_named_server)
+        self._reached: Remembered[tuple[str | None, ...], _Server] = Remembered(_reached_server)
         self._flags: Remembered[Any, int] = Remembered(_flag_verdict)
         self._details: Remembered[Any, int] = Remembered(_is_rbac)
 
@@ -210,12 +210,20 @@ class IstioAccess(TypedFormat):
                 return f"{self._cluster}:{name}" if is_workload and self._cluster else name
         return UNNAMED
 
+    def _servers(self, column: Mapping[str, Sequence[str | None]]) -> list[_Server]:
+        # First without the addresses: there are many, and most servers have a name.
+        named = list(map(self._named.__getitem__, zip(*(column[name] for name in _NAME_FIELDS), strict=True)))
+        if None not in named:
+            return named  # type: ignore[return-value]  # none is None
+        keys = zip(*(column[name] for name in (*_NAME_FIELDS, *_ADDRESS_FIELDS)), strict=True)
+        return [self._reached[key] if server is None else server for server, key in zip(named, keys, strict=True)]
+
     def rows(self, batch: Batch) -> CodedRows | None:
         """Turn records into rows; see `TypedFormat`."""
         records: list[Record] = batch.records
         draft, size = batch.draft, len(records)
         column = columns_of(records, Record)
-        servers = list(map(self._servers.__getitem__, zip(*(column[name] for name in _SERVER_FIELDS), strict=True)))
+        servers = self._servers(column)
         dst_keys: Sequence[_Key]
         dst_keys, ports, inbound, refused_route, unnamed = zip(*servers, strict=True)
         src_keys: Sequence[_Key] = [(_ADDRESS, _address_of(text)) for text in column["downstream_remote_address"]]
@@ -260,22 +268,36 @@ class IstioAccess(TypedFormat):
         )
 
 
-def _server(key: tuple[str | None, ...]) -> _Server:
-    """Return what names the server, its port, whether it reports, whether Istio had nowhere to go, and whether the
-    server has no more than an address."""
+def _named_server(key: tuple[str | None, ...]) -> _Server | None:
+    """Return who the server is, ``None`` where the address that was reached has a say in it."""
+    cluster, asked, named = map(_text, key)
+    return _server(cluster, asked, named)
+
+
+def _reached_server(key: tuple[str | None, ...]) -> _Server:
     cluster, asked, named, upstream, local = map(_text, key)
+    server = _server(cluster, asked, named, split_port(upstream or local))
+    assert server is not None
+    return server
+
+
+def _server(cluster: str, asked: str, named: str, at: tuple[str, int] | None = None) -> _Server | None:
+    """Return what names the server, its port, whether it reports, whether Istio had nowhere to go, and whether the
+    server has no more than an address; ``None`` if that depends on ``at``, the address and port that were reached."""
     route = _Route(cluster)
     routed = _ROUTED_NAME.fullmatch(asked) if asked.startswith((_OUTBOUND, _INBOUND)) else None
     port, host = route.port, route.host
     if routed is not None:  # what the client's proxy asked for in the handshake: the service, and its port
         asked, port = routed[2], _port(routed[1])
-    reached, reached_port = split_port(upstream or local)
+    service = asked if routed is not None else host
+    if at is None and (port == UNKNOWN or (route.is_inbound and not service)):
+        return None
+    reached, reached_port = at or ("", UNKNOWN)
     if port == UNKNOWN:
         port = reached_port
     if route.is_inbound:
         # The service that was asked for comes first: it is what the client's proxy calls the same server.
-        service = asked if routed is not None else host
-        return (_HOSTS, service, reached), port, True, False, not service
+        return (_HOSTS, service or reached), port, True, False, not service
     if host:
         return (_HOSTS, host), port, False, route.is_refused, False
     if "." in asked:
@@ -283,7 +305,7 @@ def _server(key: tuple[str | None, ...]) -> _Server:
     name, named_port = split_port(named)
     if "." in name or ":" in name:
         return (_HOSTS, name), port if named_port == UNKNOWN else named_port, False, route.is_refused, False
-    return (_HOSTS, reached, name), port, False, route.is_refused, False
+    return None if at is None else ((_HOSTS, reached, name), port, False, route.is_refused, False)
 
 
 def _with_reporter(

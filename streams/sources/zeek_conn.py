@@ -38,7 +38,7 @@ from streams.sources.text_records import (
     runs_by_kind,
 )
 from streams.sources.times import MAX_TIME_MS, mixed_ms, rounded_ms
-from streams.sources.typed import Batch, add_run, choice, collect, columns_of, directed
+from streams.sources.typed import Batch, add_run, choice, collect, columns_of, directed, mask_of
 from streams.sources.zeek_records import (
     CONN,
     DEFAULT_FIELDS,
@@ -90,6 +90,7 @@ _STATES = Words(
 _HANDSHAKE = Words({"OTH": 0, "SHR": 0}, 1)
 """Whether Zeek saw the first packet of a TCP connection, and so knows its originator."""
 _MEASURES = {"bytes_out": "orig_bytes", "bytes_in": "resp_bytes", "packets_out": "orig_pkts", "packets_in": "resp_pkts"}
+_OWN_LOGS = frozenset({None, CONN})
 _STATELESS = Words(dict.fromkeys((None, "", UNSET), 1), 0)
 _HEADS = heads("#")
 
@@ -187,16 +188,18 @@ class ZeekConn:
         return msgspec.convert({n: v for n, v in values.items() if v != UNSET}, Conn, strict=False)
 
     def _read_json(self, batch: Batch) -> CodedRows | None:
-        logs = [record.path or record.stream for record in batch.records]
-        batch.skip([None if log == CONN else log for log in logs], log_name)
+        column = columns_of(batch.records, Conn)
+        logs = [path or stream or None for path, stream in zip(column["path"], column["stream"], strict=True)]
+        if not _OWN_LOGS.issuperset(logs):
+            batch.skip([None if log == CONN else log for log in logs], log_name)
+            column = columns_of(batch.records, Conn)
         records = batch.records
         if not records:
             return None
-        column = columns_of(records, Conn)
         (orig, resp), names = code_names(self._naming, column["orig_h"], column["resp_h"])
         stateless = coded_words(_STATELESS, column["conn_state"]) > 0
-        # A record may lack its state, if it says that it is of this log.
-        stateless &= np.fromiter((r.path is None and r.stream is None for r in records), dtype=bool, count=len(records))
+        if stateless.any():  # a record may lack its state, if it says that it is of this log
+            stateless &= mask_of((not (record.path or record.stream) for record in records), len(records))
         return self._rows(
             _Columns(
                 column["ts"],
