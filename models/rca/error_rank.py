@@ -1,29 +1,27 @@
 """ErrorRank: ranked root causes of a range of the service graph against its baseline. Pure and deterministic.
 
-Evidence (shifts.py, drift events) is put on services, moved over the call graph to where it comes from
-(propagation.py) and ranked; ties go by name.
+Evidence (window_shifts.py, call_shifts.py, call_mix.py, metric_shifts.py, drift events) is put on services, weighed by
+how sure it is and how much harm it is, moved over the call graph to where it comes from (propagation.py) and ranked;
+ties go by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import networkx as nx
 import numpy as np
 
-from models.rca.baseline import Floats, RangeLevels, Topology, levels_of
-from models.rca.propagation import redistribute, seed_of
-from models.rca.shifts import EdgeShift, find_shifts, self_time_score
-from models.rca.wording import edge_evidence, event_evidence, self_time_evidence
+from models.rca.causes import causes_of
+from models.rca.evidence import Shift
+from models.rca.propagation import excess_of, redistribute, seed_of
+from models.rca.robust import Floats
+from models.rca.topology import Topology, hops_from
+from models.rca.window_levels import RangeLevels, levels_of
+from models.rca.window_shifts import find_shifts, self_time_shift
+from models.rca.wording import event_evidence
 from schemas.drift import Activity, DriftEvent, DriftKind
-from schemas.rca import CauseEvidence, RcaReport, RootCause, ServiceWindowEdges
+from schemas.rca import CauseEvidence, RcaReport, ServiceWindowEdges
 
-MAX_EVIDENCE = 6
-LEAST_SCORE = 0.01
-"""Services with less of the evidence than this are not named."""
 FEW_WINDOWS = 5
-STRENGTH_HALF = 6.0
-"""Spreads at which evidence is half as strong as it can be, for the confidence."""
-HISTORY_HALF = 3.0
 UNRELATED_DECAY = 0.5
 """Weight lost per hop by services that the symptom does not depend on but is connected to."""
 
@@ -47,18 +45,11 @@ _MEASURED_BY = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Findings:
-    """Everything that was found out before ranking."""
+class Scores:
+    """Evidence per service, each ``(N,)``: where it was found (``seed``), and where it comes from (``kept``)."""
 
-    topology: Topology
-    shifts: tuple[EdgeShift, ...]
-    blame: tuple[Floats, ...]
     seed: Floats
     kept: Floats
-    self_score: Floats
-    event_evidence: dict[str, list[CauseEvidence]]
-    current: RangeLevels
-    baseline: RangeLevels
 
 
 def rank_causes(
@@ -80,33 +71,62 @@ def rank_causes(
     """
     if limit < 1:
         raise ValueError("limit must be at least 1")
-    topology = Topology.of(current, baseline)
+    pairs = (pair for one in (current, baseline) for pair in zip(one.src, one.dst, strict=True))
+    topology = Topology.of(pairs)
     now, before = levels_of(current, topology), levels_of(baseline, topology)
     notes = _notes(current, now, before)
     if not len(current):
         return RcaReport((), len(topology.services), len(topology), now.windows, before.windows, notes)
     shifts = find_shifts(now, before, topology)
-    relevance = _relevance(topology, symptom)
-    kept, seed, blame = np.zeros(len(relevance)), np.zeros(len(relevance)), []
-    for shift in shifts:
-        put_in = seed_of(shift, topology) * relevance
-        stays, of_callee = redistribute(put_in, shift, topology)
-        seed, kept = seed + put_in, kept + stays
-        blame.append(of_callee)
-    from_events, by_service = _event_seed(events, topology, shifts)
-    findings = _Findings(
-        topology=topology,
-        shifts=shifts,
-        blame=tuple(blame),
-        seed=seed + from_events * relevance,
-        kept=kept + from_events * relevance,
-        self_score=self_time_score(now, before),
-        event_evidence=by_service,
-        current=now,
-        baseline=before,
+    noticed_by = (symptom.src, symptom.dst) if symptom else ()
+    from_events, cited = _event_seed(events, topology, shifts)
+    scores = score_services(topology, shifts, noticed_by, from_events)
+    causes = causes_of(
+        topology,
+        (*shifts, self_time_shift(now, before, topology)),
+        scores.seed,
+        scores.kept,
+        cited,
+        windows=before.windows,
+        noticed_by=noticed_by,
+        limit=limit,
     )
-    causes = _ranked(findings, limit, symptom)
     return RcaReport(causes, len(topology.services), len(topology), now.windows, before.windows, notes)
+
+
+def score_services(
+    topology: Topology, shifts: Sequence[Shift], noticed_by: Iterable[str] = (), also: Floats | None = None
+) -> Scores:
+    """Return the evidence of each service before and after propagation.
+
+    Args:
+        noticed_by: services that show the symptom; evidence counts less the further it is from what they depend on.
+        also: evidence that is the service's own and stays there, ``(N,)``.
+    """
+    nodes = len(topology.services)
+    relevance = relevance_to(topology, noticed_by)
+    most: dict[str, float] = {}
+    for shift in shifts:
+        highest = float((excess_of(shift, nodes) * relevance).max(initial=0.0))
+        most[shift.excess_unit] = max(most.get(shift.excess_unit, 0.0), highest)
+    seed = np.zeros(nodes) if also is None else also * relevance
+    kept = seed.copy()
+    for shift in shifts:
+        put_in = seed_of(shift, nodes, most[shift.excess_unit]) * relevance
+        seed, kept = seed + put_in, kept + redistribute(put_in, shift.moves)
+    return Scores(seed, kept)
+
+
+def relevance_to(topology: Topology, noticed_by: Iterable[str]) -> Floats:
+    """Return 1 for services the symptom depends on, less for those merely connected, 0 for all others, ``(N,)``."""
+    start = topology.places(list(noticed_by))
+    start = np.unique(start[start >= 0])
+    nodes = len(topology.services)
+    if not len(start):
+        return np.ones(nodes)
+    below = np.flatnonzero(np.isfinite(hops_from(start, topology.src, topology.dst, nodes, directed=True)))
+    hops = hops_from(below, topology.src, topology.dst, nodes, directed=False)
+    return np.where(np.isfinite(hops), UNRELATED_DECAY ** np.nan_to_num(hops, posinf=0.0), 0.0)
 
 
 def _notes(current: ServiceWindowEdges, now: RangeLevels, before: RangeLevels) -> tuple[str, ...]:
@@ -122,29 +142,14 @@ def _notes(current: ServiceWindowEdges, now: RangeLevels, before: RangeLevels) -
     return tuple(notes)
 
 
-def _relevance(topology: Topology, symptom: DriftEvent | None) -> Floats:
-    """Return 1 for services the symptom depends on, less for those merely connected, 0 for all others, ``(N,)``."""
-    named = [name for name in (symptom.src, symptom.dst) if name in topology.services] if symptom else []
-    if not named:
-        return np.ones(len(topology.services))
-    graph: nx.DiGraph[int] = nx.DiGraph()
-    graph.add_edges_from(zip(topology.src.tolist(), topology.dst.tolist(), strict=True))
-    start = {topology.services.index(name) for name in named}
-    below = start.union(*(nx.descendants(graph, node) for node in start))
-    weights = np.zeros(len(topology.services))
-    for node, hops in nx.multi_source_dijkstra_path_length(graph.to_undirected(), below).items():
-        weights[node] = UNRELATED_DECAY**hops
-    return weights
-
-
 def _event_seed(
-    events: Sequence[DriftEvent], topology: Topology, shifts: tuple[EdgeShift, ...]
+    events: Sequence[DriftEvent], topology: Topology, shifts: Sequence[Shift]
 ) -> tuple[Floats, dict[str, list[CauseEvidence]]]:
     """Put drift events on services. What the edges themselves already show is cited, not counted twice."""
     seed = np.zeros(len(topology.services))
     index = {name: i for i, name in enumerate(topology.services)}
     edges = zip(topology.src.tolist(), topology.dst.tolist(), strict=True)
-    position = {(topology.services[a], topology.services[b]): e for e, (a, b) in enumerate(edges)}
+    position = {(topology.services[a], topology.services[b]): e for e, (a, b) in enumerate(edges)} if events else {}
     by_signal = {shift.signal: shift for shift in shifts}
     cited: dict[str, list[CauseEvidence]] = {}
     last: dict[str, DriftEvent] = {}
@@ -161,95 +166,3 @@ def _event_seed(
         if shift is None or edge is None or shift.score[edge] == 0:
             seed[index[service]] += np.log1p(evidence.score)
     return seed, cited
-
-
-def _ranked(findings: _Findings, limit: int, symptom: DriftEvent | None) -> tuple[RootCause, ...]:
-    total = float(findings.kept.sum())
-    if total <= 0:
-        return ()
-    services = findings.topology.services
-    # Rounded before they are compared, so that the last bits of a sum never decide a rank.
-    scores = [round(float(value) / total, 6) for value in findings.kept]
-    order = sorted(range(len(services)), key=lambda i: (-scores[i], services[i]))
-    shifted = _shifted_graph(findings)
-    causes: list[RootCause] = []
-    for node in order:
-        if len(causes) == limit or scores[node] < LEAST_SCORE:
-            break
-        evidence = _evidence_for(node, findings)
-        if not evidence:
-            continue
-        rival = max((scores[other] for other in order[:2] if other != node), default=0.0)
-        strength = evidence[0].score / (evidence[0].score + STRENGTH_HALF)
-        history = findings.baseline.windows / (findings.baseline.windows + HISTORY_HALF)
-        causes.append(
-            RootCause(
-                rank=len(causes) + 1,
-                service=services[node],
-                score=scores[node],
-                seed_score=round(float(findings.seed[node]) / total, 6),
-                confidence=round(strength * history * scores[node] / (scores[node] + rival), 3),
-                path=_path(node, findings.topology, shifted, symptom),
-                evidence=evidence[:MAX_EVIDENCE],
-            )
-        )
-    return tuple(causes)
-
-
-def _evidence_for(node: int, findings: _Findings) -> tuple[CauseEvidence, ...]:
-    """Collect what speaks for a service: shifted edges to it, edges from it that are its own doing, events."""
-    topology = findings.topology
-    found = list(findings.event_evidence.get(topology.services[node], ()))
-    weaker: list[CauseEvidence] = []
-    for shift, blame in zip(findings.shifts, findings.blame, strict=True):
-        for e in np.flatnonzero((shift.score > 0) & (topology.dst == node)):
-            found.append(edge_evidence(shift, topology, int(e), by_caller=False))
-        for e in np.flatnonzero((shift.score > 0) & (topology.src == node) & (blame < 1)):
-            target = found if blame[e] < 0.5 else weaker
-            target.append(edge_evidence(shift, topology, int(e), by_caller=True))
-    if findings.self_score[node] > 0 and (topology.src == node).any():
-        level = findings.current.self_us
-        found.append(
-            self_time_evidence(
-                topology.services[node], findings.self_score[node], level, findings.baseline.self_us, node
-            )
-        )
-    return tuple(sorted(found or weaker, key=lambda one: (-one.score, one.signal, one.src, one.dst, one.event_id)))
-
-
-def _shifted_graph(findings: _Findings) -> "nx.DiGraph[int]":
-    """Build the graph of shifted edges, caller to callee, with their strongest score."""
-    graph: nx.DiGraph[int] = nx.DiGraph()
-    strongest = np.max([shift.score for shift in findings.shifts], axis=0)
-    for e in np.flatnonzero(strongest > 0):
-        graph.add_edge(
-            int(findings.topology.src[e]), int(findings.topology.dst[e]), score=round(float(strongest[e]), 6)
-        )
-    return graph
-
-
-def _path(cause: int, topology: Topology, shifted: "nx.DiGraph[int]", symptom: DriftEvent | None) -> tuple[str, ...]:
-    """Return the services from the cause up to the symptom.
-
-    With a symptom: the shortest way to the caller that notices it, over shifted edges if there is one. Without:
-    up along the most shifted edge each time, as far as it goes.
-    """
-    names = topology.services
-    wanted = [name for name in (symptom.src, symptom.dst) if name in names] if symptom else []
-    if wanted:
-        whole: nx.DiGraph[int] = nx.DiGraph()
-        whole.add_edges_from(zip(topology.src.tolist(), topology.dst.tolist(), strict=True))
-        for name in wanted:
-            target = names.index(name)
-            for graph in (shifted, whole):
-                if graph.has_node(target) and graph.has_node(cause) and nx.has_path(graph, target, cause):
-                    return tuple(names[i] for i in reversed(nx.shortest_path(graph, target, cause)))
-        return (names[cause],)
-    path, at = [cause], cause
-    while shifted.has_node(at):
-        callers = [(-shifted.edges[a, at]["score"], names[a], a) for a in shifted.predecessors(at) if a not in path]
-        if not callers:
-            break
-        at = min(callers)[2]
-        path.append(at)
-    return tuple(names[i] for i in path)

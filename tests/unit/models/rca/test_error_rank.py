@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.rca.baseline import Topology, levels_of, weighted_median
 from models.rca.error_rank import rank_causes
 from models.rca.propagation import redistribute, seed_of
-from models.rca.shifts import find_shifts
+from models.rca.robust import weighted_median
+from models.rca.topology import Topology
+from models.rca.window_levels import levels_of
+from models.rca.window_shifts import find_shifts
 from schemas.drift import Activity, DriftEvent, DriftKind, EdgeRef, Severity
 from schemas.drift import Evidence as DriftEvidence
 from schemas.rca import RcaReport, ServiceWindowEdges
@@ -290,13 +292,13 @@ def test_propagation_redistributes_and_row_order_does_not_matter(
     plain: Calls = {(src, dst): {"us": 5_000} for src, dst, _ in calls}
     slow: Calls = {(src, dst): {"us": 5_000 + extra * 1_000, "errors": extra % 50} for src, dst, extra in calls}
     current, base = edges(slow, 3, first=20), edges(plain, 6)
-    topology = Topology.of(current, base)
+    topology = Topology.of([*zip(current.src, current.dst, strict=True), *zip(base.src, base.dst, strict=True)])
     for shift in find_shifts(levels_of(current, topology), levels_of(base, topology), topology):
-        seed = seed_of(shift, topology)
-        kept, blame = redistribute(seed, shift, topology)
+        seed = seed_of(shift, len(topology.services), float(shift.excess.max()))
+        kept = redistribute(seed, shift.moves)
         assert kept.sum() == pytest.approx(seed.sum(), rel=1e-6, abs=1e-9)
         assert (kept >= -1e-12).all()
-        assert ((blame > 0) & (blame <= 1)).all()
+        assert ((shift.blame > 0) & (shift.blame <= 1)).all()
     order = list(range(len(current)))
     random.shuffle(order)
     shuffled = take(current, order)

@@ -7,41 +7,10 @@ baseline windows: the spread within a window says how unlike single calls are, n
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from models.rca.robust import MAD_TO_SIGMA, Floats, Ints, Mask, add_up, count, ratio, weighted_median
+from models.rca.topology import Topology
 from schemas.rca import ServiceWindowEdges
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-
-MAD_TO_SIGMA = 1.4826
-"""Spread of a normal distribution over its median absolute deviation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Topology:
-    """Services and call edges of both ranges, sorted by name.
-
-    Shapes: ``src``, ``dst``: ``(E,)`` int64, positions in ``services`` (``N`` names).
-    """
-
-    services: list[str]
-    src: Ints
-    dst: Ints
-
-    @classmethod
-    def of(cls, *ranges: ServiceWindowEdges) -> "Topology":
-        """Return the union of the ranges' edges."""
-        pairs = sorted({pair for one in ranges for pair in zip(one.src, one.dst, strict=True)})
-        services = sorted({name for pair in pairs for name in pair})
-        index = {name: i for i, name in enumerate(services)}
-        src = np.array([index[a] for a, _ in pairs], dtype=np.int64)
-        dst = np.array([index[b] for _, b in pairs], dtype=np.int64)
-        return cls(services, src, dst)
-
-    def __len__(self) -> int:
-        return len(self.src)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +73,7 @@ class _Cells:
 def _cells_of(edges: ServiceWindowEdges, topology: Topology) -> _Cells:
     count = max(len(topology), 1)
     starts, window = np.unique(edges.window_start_ms, return_inverse=True)
-    name = {service: i for i, service in enumerate(topology.services)}
-    code = {(int(a), int(b)): i for i, (a, b) in enumerate(zip(topology.src, topology.dst, strict=True))}
-    edge = np.array([code[name[a], name[b]] for a, b in zip(edges.src, edges.dst, strict=True)], dtype=np.int64)
+    edge = topology.edge_numbers(topology.places(edges.src), topology.places(edges.dst))
     cells, cell = np.unique(window * count + edge, return_inverse=True)
 
     def total(values: Ints, where: Mask) -> Floats:
@@ -128,8 +95,8 @@ def _cells_of(edges: ServiceWindowEdges, topology: Topology) -> _Cells:
         latency_calls=total(weight, knows_latency),
         latency_sum_us=total(edges.latency_sum_us, knows_latency),
         # Percentiles of several ports cannot be added: their mean, weighted by calls, stands in.
-        p50_us=_ratio(total(edges.p50_us * weight, knows_p50), total(weight, knows_p50)),
-        p95_us=_ratio(total(edges.p95_us * weight, knows_p95), total(weight, knows_p95)),
+        p50_us=ratio(total(edges.p50_us * weight, knows_p50), total(weight, knows_p50)),
+        p95_us=ratio(total(edges.p95_us * weight, knows_p95), total(weight, knows_p95)),
     )
 
 
@@ -137,15 +104,15 @@ def levels_of(edges: ServiceWindowEdges, topology: Topology) -> RangeLevels:
     """Fold a range into levels and totals. ``topology`` must hold all its edges."""
     cells = _cells_of(edges, topology)
     count, nodes = len(topology), len(topology.services)
-    mean_us = _ratio(cells.latency_sum_us, cells.latency_calls)
+    mean_us = ratio(cells.latency_sum_us, cells.latency_calls)
     time_us = np.nan_to_num(mean_us) * cells.calls
     received = cells.window * nodes + topology.dst[cells.edge]
     sent = cells.window * nodes + topology.src[cells.edge]
     grid = cells.windows * nodes
     in_calls, out_calls = add_up(received, cells.calls, grid), add_up(sent, cells.calls, grid)
     in_latency_calls = add_up(received, cells.latency_calls, grid)
-    served = _ratio(add_up(received, cells.latency_sum_us, grid), in_latency_calls)
-    spent = np.nan_to_num(_ratio(add_up(sent, time_us, grid), in_calls))
+    served = ratio(add_up(received, cells.latency_sum_us, grid), in_latency_calls)
+    spent = np.nan_to_num(ratio(add_up(sent, time_us, grid), in_calls))
     node = np.tile(np.arange(nodes, dtype=np.int64), cells.windows)
     per_node_in, per_node_out = add_up(node, in_calls, nodes), add_up(node, out_calls, nodes)
     is_entry = np.bincount(topology.dst, minlength=nodes) == 0
@@ -156,8 +123,8 @@ def levels_of(edges: ServiceWindowEdges, topology: Topology) -> RangeLevels:
             np.where(np.isnan(cells.p50_us), mean_us, cells.p50_us), cells.latency_calls, cells.edge, count
         ),
         p95_us=_level(cells.p95_us, cells.latency_calls, cells.edge, count),
-        error_ratio=_level(_ratio(cells.errors, cells.error_calls), cells.error_calls, cells.edge, count),
-        denied_ratio=_level(_ratio(cells.denied, cells.calls), cells.calls, cells.edge, count),
+        error_ratio=_level(ratio(cells.errors, cells.error_calls), cells.error_calls, cells.edge, count),
+        denied_ratio=_level(ratio(cells.denied, cells.calls), cells.calls, cells.edge, count),
         served_us=_level(served, in_latency_calls, node, nodes),
         self_us=_level(served - spent, in_latency_calls, node, nodes),
         calls=add_up(cells.edge, cells.calls, count),
@@ -170,18 +137,6 @@ def levels_of(edges: ServiceWindowEdges, topology: Topology) -> RangeLevels:
     )
 
 
-def add_up(group: Ints, values: Floats, groups: int) -> Floats:
-    """Return the sum of ``values`` per group, ``(groups,)``."""
-    summed: Floats = np.bincount(group, weights=values, minlength=groups).astype(np.float64)
-    return summed
-
-
-def _ratio(above: Floats, below: Floats) -> Floats:
-    """Divide; NaN where there is nothing to divide by."""
-    quotient: Floats = np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
-    return quotient
-
-
 def _level(values: Floats, weights: Floats, subject: Ints, subjects: int) -> Level:
     use = ~np.isnan(values) & (weights > 0)
     values, weights, subject = values[use], weights[use], subject[use]
@@ -191,26 +146,5 @@ def _level(values: Floats, weights: Floats, subject: Ints, subjects: int) -> Lev
         median=median,
         spread=MAD_TO_SIGMA * weighted_median(deviation, weights, subject, subjects),
         sample=np.bincount(subject, weights=weights, minlength=subjects).astype(np.int64),
-        windows=np.bincount(subject, minlength=subjects).astype(np.int64),
+        windows=count(subject, subjects),
     )
-
-
-def weighted_median(values: Floats, weights: Floats, group: Ints, groups: int) -> Floats:
-    """Return, per group, the least value at or below which half of the group's weight lies; NaN for empty groups.
-
-    Shapes: values, weights, group: ``(R,)``; returns ``(groups,)``.
-    """
-    result = np.full(groups, np.nan)
-    if len(values) == 0:
-        return result
-    order = np.lexsort((values, group))
-    values, weights, group = values[order], weights[order], group[order]
-    running = np.cumsum(weights)
-    first = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
-    ends = np.r_[first[1:], len(group)] - 1
-    before = np.r_[0.0, running[ends[:-1]]]
-    half = before + (running[ends] - before) / 2
-    # Rounding of long sums must not push the answer into the next group.
-    at = np.minimum(np.searchsorted(running, half, side="left"), ends)
-    result[group[first]] = values[np.maximum(at, first)]
-    return result

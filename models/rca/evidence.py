@@ -1,0 +1,70 @@
+"""Evidence: one signal of many edges or services that is not as in its baseline. What all adapters give. Pure.
+
+Each piece says how sure it is (``score``, in spreads of the baseline), how much it is (``excess``: time lost, calls
+that failed) and which way it points (``moves``). Where it was measured (stored windows, traces, metrics) makes no
+difference from here on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.rca.robust import Floats, Ints
+
+Z_THRESHOLD = 3.0
+"""Spreads from the baseline from which a shift counts as evidence; below is the noise of ordinary windows."""
+MIN_SAMPLE_CALLS = 3
+"""Calls a subject needs in each range before its ratios and latencies say anything."""
+PRIOR_WINDOWS = 3.0
+"""Windows of a typical service that a subject's own spread is mixed with: three windows alone are no spread."""
+NO_CALLER = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Where a signal's evidence goes in one step: ``share`` of what is at ``source`` to ``target``, each ``(M,)``.
+
+    The shares of one source sum to 1 at most; it keeps the rest.
+    """
+
+    source: Ints
+    target: Ints
+    share: Floats
+
+    @classmethod
+    def none(cls) -> "Moves":
+        """Return no move at all: evidence that stays where it was found."""
+        nowhere = np.empty(0, dtype=np.int64)
+        return cls(nowhere, nowhere, np.empty(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """One signal of ``S`` subjects, edges or services, against the baseline.
+
+    Attributes:
+        unit: of observed and expected. excess_unit: signals of one such unit are weighed against each other.
+        src, dst: ``(S,)``, positions in the topology; ``src`` is ``NO_CALLER`` where the signal is the service's own.
+        score: ``(S,)``, spreads from the baseline, 0 where there is no evidence.
+        excess: ``(S,)``, not negative: how much there is beyond the baseline, summed over the range.
+        observed, expected: ``(S,)``. sample: calls or samples now. history: windows or samples behind the expectation.
+        blame: ``(S,)``, 0..1: the share that is the callee's rather than the caller's.
+        remarks: what to add in words, by subject. handed_on: the evidence counts for where it moves to as well.
+    """
+
+    signal: str
+    unit: str
+    excess_unit: str
+    src: Ints
+    dst: Ints
+    score: Floats
+    excess: Floats
+    observed: Floats
+    expected: Floats
+    sample: Ints
+    history: Ints
+    blame: Floats
+    moves: Moves
+    remarks: Mapping[int, str] = field(default_factory=dict)
+    handed_on: bool = False

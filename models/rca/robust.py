@@ -1,0 +1,76 @@
+"""Medians, quantiles and sums per group. Pure, vectorised."""
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+MAD_TO_SIGMA = 1.4826
+"""Spread of a normal distribution over its median absolute deviation."""
+
+
+def add_up(group: Ints, values: Floats, groups: int) -> Floats:
+    """Return the sum of ``values`` per group, ``(groups,)``."""
+    summed: Floats = np.bincount(group, weights=values, minlength=groups).astype(np.float64)
+    return summed
+
+
+def count(group: Ints, groups: int) -> Ints:
+    """Return the number of rows per group, ``(groups,)``."""
+    return np.bincount(group, minlength=groups).astype(np.int64)
+
+
+def ratio(above: Floats, below: Floats, otherwise: float = np.nan) -> Floats:
+    """Divide; ``otherwise`` where there is nothing to divide by."""
+    quotient: Floats = np.divide(above, below, out=np.full(len(above), otherwise), where=below > 0)
+    return quotient
+
+
+def weighted_quantile(values: Floats, weights: Floats, group: Ints, groups: int, part: float = 0.5) -> Floats:
+    """Return, per group, the least value at or below which ``part`` of the group's weight lies; NaN for empty groups.
+
+    Shapes: values, weights, group: ``(R,)``; returns ``(groups,)``.
+    """
+    result = np.full(groups, np.nan)
+    if len(values) == 0:
+        return result
+    order = np.lexsort((values, group))
+    values, weights, group = values[order], weights[order], group[order]
+    running = np.cumsum(weights)
+    first = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
+    ends = np.r_[first[1:], len(group)] - 1
+    before = np.r_[0.0, running[ends[:-1]]]
+    wanted = before + (running[ends] - before) * part
+    # Rounding of long sums must not push the answer into the next group.
+    at = np.minimum(np.searchsorted(running, wanted, side="left"), ends)
+    result[group[first]] = values[np.maximum(at, first)]
+    return result
+
+
+def weighted_median(values: Floats, weights: Floats, group: Ints, groups: int) -> Floats:
+    """Return, per group, the least value at or below which half of the group's weight lies; NaN for empty groups."""
+    return weighted_quantile(values, weights, group, groups)
+
+
+def quantile(values: Floats, group: Ints, groups: int, part: float = 0.5) -> Floats:
+    """Return, per group, the least value at or below which ``part`` of the group's rows lie; NaN for empty groups."""
+    return weighted_quantile(values, np.ones(len(values)), group, groups, part)
+
+
+def median_of_others(values: Floats, group: Ints) -> Floats:
+    """Return for each row the (lower) median of the other rows of its group; NaN where there are none, ``(R,)``."""
+    result = np.full(len(values), np.nan)
+    if len(values) == 0:
+        return result
+    order = np.lexsort((values, group))
+    of = group[order]
+    first = np.flatnonzero(np.r_[True, of[1:] != of[:-1]])
+    size = np.diff(np.r_[first, len(of)])
+    start, members = np.repeat(first, size), np.repeat(size, size)
+    middle = start + np.maximum(members - 2, 0) // 2
+    position = np.arange(len(of))
+    middle = np.where(middle >= position, np.minimum(middle + 1, start + members - 1), middle)
+    result[order] = np.where(members > 1, values[order][middle], np.nan)
+    return result
