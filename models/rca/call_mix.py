@@ -10,16 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.rca.calls import CallTable
-from models.rca.evidence import MIN_SAMPLE_CALLS, NO_CALLER, PRIOR_WINDOWS, Z_THRESHOLD, Moves, Shift
+from models.rca.evidence import (
+    MIN_SAMPLE_CALLS,
+    MIN_SPREAD_RATIO,
+    NO_CALLER,
+    PRIOR_WINDOWS,
+    TYPICAL_WANDERING,
+    Moves,
+    Shift,
+)
 from models.rca.robust import Floats, Ints, Mask
 from models.rca.topology import Topology
 
-MIN_HISTORY_CALLS = 10
-"""Calls of an operation before, from which one can say what it usually does."""
-MIN_CHANGE = 0.05
-"""Least change of a share of calls that is one."""
-TYPICAL_WANDERING = 0.1
-"""How far a pattern's share wanders between windows, where too few windows were seen."""
 HANDED_ON = 0.4
 """Share of the evidence that goes to the callees which come into question."""
 
@@ -92,7 +94,7 @@ def _operations(calls: CallTable, now: Mask, before: Mask) -> list[tuple[Ints, I
     return [
         (rows, of_before[operation])
         for operation, rows in of_now.items()
-        if len(rows) >= MIN_SAMPLE_CALLS and len(of_before.get(operation, ())) >= MIN_HISTORY_CALLS
+        if len(rows) >= MIN_SAMPLE_CALLS and len(of_before.get(operation, ())) >= MIN_SAMPLE_CALLS
     ]
 
 
@@ -109,7 +111,7 @@ def _changed(calls: CallTable, now: Ints, before: Ints) -> ChangedMix | None:
     by_chance = usual * (1 - usual) * (1 / len(now) + 1 / len(before))
     z = (share_now - usual) / np.sqrt(by_chance + between)
     most = int(np.argmax(z))
-    if z[most] < Z_THRESHOLD or share_now[most] - usual[most] < MIN_CHANGE:
+    if share_now[most] - usual[most] < MIN_SPREAD_RATIO:
         return None
     patterns = [calls.patterns[number] for number in seen.tolist()]
     return ChangedMix(
@@ -151,7 +153,7 @@ def _first_left_out(
             lost[service] = lost.get(service, 0.0) + before - now
             often[service] = often.get(service, 0.0) + before
             place[service] = place.get(service, 0.0) + before * position
-    left_out = [service for service, share in lost.items() if share > MIN_CHANGE and service not in gained]
+    left_out = [service for service, share in lost.items() if share > MIN_SPREAD_RATIO and service not in gained]
     return min(left_out, key=lambda service: (place[service] / often[service], service), default=-1)
 
 

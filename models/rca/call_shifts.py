@@ -9,17 +9,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.rca.calls import CallTable
-from models.rca.evidence import MIN_SAMPLE_CALLS, NO_CALLER, PRIOR_WINDOWS, Z_THRESHOLD, Moves, Shift
+from models.rca.evidence import (
+    MIN_RELATIVE_SPREAD,
+    MIN_SAMPLE_CALLS,
+    MIN_SPREAD_US,
+    NO_CALLER,
+    PRIOR_WINDOWS,
+    TYPICAL_WANDERING,
+    USUAL_UP_TO,
+    Z_THRESHOLD,
+    Moves,
+    Shift,
+    certainty_of,
+)
 from models.rca.propagation import callee_blame, moves_of
 from models.rca.robust import Floats, Ints, Mask, add_up, count, quantile, ratio
 from models.rca.topology import Topology
-
-SLOW_BEYOND = 0.9
-"""A call is slow beyond this quantile of its operation's baseline."""
-LEAST_SLOWDOWN = 0.1
-"""... and at least this much, as a share of the operation's median,"""
-LEAST_SLOWDOWN_US = 200.0
-"""... plus this: less is no slowness worth a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +53,9 @@ def slow_calls(
     operations = int(operation.max(initial=-1)) + 1
     usual, of = took_us[before], operation[before]
     median = quantile(usual, of, operations)
-    limit = np.maximum(quantile(usual, of, operations, SLOW_BEYOND), median + LEAST_SLOWDOWN * np.abs(median))
-    limit = np.maximum(limit, median + LEAST_SLOWDOWN_US)
+    limit = np.maximum(
+        quantile(usual, of, operations, USUAL_UP_TO), median + MIN_RELATIVE_SPREAD * np.abs(median) + MIN_SPREAD_US
+    )
     limit[count(of, operations) < MIN_SAMPLE_CALLS] = np.nan
     beyond_us = np.maximum(took_us - limit[operation], 0.0)  # NaN where the operation is new
     is_known = ~np.isnan(beyond_us)
@@ -62,7 +68,7 @@ def slow_calls(
     )
     share = ratio(slow_now, sample.astype(np.float64), 0.0)
     # A few calls that were all quick do not show that none is ever slow.
-    usual_share = (slow_before + PRIOR_WINDOWS * (1 - SLOW_BEYOND)) / (history + PRIOR_WINDOWS)
+    usual_share = (slow_before + PRIOR_WINDOWS * (1 - USUAL_UP_TO)) / (history + PRIOR_WINDOWS)
     by_chance = usual_share * (1 - usual_share)
     between, windows = _between_windows(is_slow[before], subject[before], window[before], usual_share, subjects)
     spread = np.sqrt(by_chance * (1 / np.maximum(sample, 1) + 1 / np.maximum(history, 1)) + between)
@@ -94,7 +100,7 @@ def _between_windows(
     windows = use.sum(axis=1).astype(np.int64)
     variance = np.maximum(ratio(np.where(use, off - chance, 0.0).sum(axis=1), windows.astype(np.float64), 0.0), 0.0)
     enough = windows >= MIN_SAMPLE_CALLS
-    typical = float(np.median(variance[enough])) if enough.any() else 0.01
+    typical = float(np.median(variance[enough])) if enough.any() else TYPICAL_WANDERING**2
     return (variance * windows + PRIOR_WINDOWS * typical) / (windows + PRIOR_WINDOWS), windows
 
 
@@ -109,7 +115,7 @@ def time_shifts(calls: CallTable, now: Mask, before: Mask, topology: Topology) -
         excess_unit="us",
         src=np.full(nodes, NO_CALLER, dtype=np.int64),
         dst=np.arange(nodes, dtype=np.int64),
-        score=np.where(own.z >= Z_THRESHOLD, own.z, 0.0),
+        score=np.maximum(own.z, 0.0),
         excess=own.excess_us,
         observed=own.now,
         expected=own.before,
@@ -121,9 +127,9 @@ def time_shifts(calls: CallTable, now: Mask, before: Mask, topology: Topology) -
     edge_of = topology.edge_numbers(places[calls.src], places[calls.dst])
     edges = len(topology)
     waits = slow_calls(calls.network_us, calls.edge_operation, edge_of, edges, calls.window, now, before)
-    score = np.where(waits.z >= Z_THRESHOLD, waits.z, 0.0)
+    score = np.maximum(waits.z, 0.0)
     delta = _typical_rise(calls, edge_of, edges, now, before)
-    blame = callee_blame(topology, delta, score > 0, waits.sample > 0)
+    blame = callee_blame(topology, delta, score >= Z_THRESHOLD, waits.sample > 0)
     network = Shift(
         signal="network",
         unit="ratio",
@@ -137,7 +143,7 @@ def time_shifts(calls: CallTable, now: Mask, before: Mask, topology: Topology) -
         sample=waits.sample,
         history=waits.windows,
         blame=blame,
-        moves=moves_of(topology, np.where(score > 0, waits.excess_us, 0.0), blame),
+        moves=moves_of(topology, waits.excess_us * certainty_of(score), blame),
     )
     return self_time, network
 

@@ -75,7 +75,7 @@ def _evidence_for(
     found = list(cited.get(topology.services[node], ()))
     weaker: list[CauseEvidence] = []
     for shift in shifts:
-        has_evidence = shift.score > 0
+        has_evidence = shift.is_evidence
         found += [evidence_of(shift, topology, int(s)) for s in np.flatnonzero(has_evidence & (shift.dst == node))]
         for s in np.flatnonzero(has_evidence & (shift.src == node) & (shift.blame < 1)):
             target = found if shift.blame[s] < 0.5 else weaker
@@ -132,7 +132,7 @@ def _strongest_of_edges(topology: Topology, shifts: Iterable[Shift]) -> Floats:
     own = np.zeros(len(topology.services))
     for shift in shifts:
         if len(shift.src) == len(topology) and (shift.src != NO_CALLER).all():
-            strongest = np.maximum(strongest, shift.score)
+            strongest = np.maximum(strongest, np.where(shift.is_evidence, shift.score, 0.0))
         else:
-            own = np.maximum(own, shift.score)
+            own = np.maximum(own, np.where(shift.is_evidence, shift.score, 0.0))
     return np.maximum(strongest, np.minimum(own[topology.src], own[topology.dst]))

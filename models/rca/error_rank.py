@@ -163,6 +163,6 @@ def _event_seed(
         cited.setdefault(service, []).append(evidence)
         shift = by_signal.get(_MEASURED_BY.get(event.kind, ""))
         edge = position.get((event.src, event.dst))
-        if shift is None or edge is None or shift.score[edge] == 0:
+        if shift is None or edge is None or not shift.is_evidence[edge]:
             seed[index[service]] += np.log1p(evidence.score)
     return seed, cited

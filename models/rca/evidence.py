@@ -10,14 +10,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.rca.robust import Floats, Ints
+from models.rca.robust import Floats, Ints, Mask
 
 Z_THRESHOLD = 3.0
-"""Spreads from the baseline from which a shift counts as evidence; below is the noise of ordinary windows."""
+"""Spreads from the baseline from which a shift is evidence; below is the noise of ordinary windows."""
+FADING = 4.0
+"""Power with which scores below the threshold fade: two of three spreads count a fifth."""
 MIN_SAMPLE_CALLS = 3
 """Calls a subject needs in each range before its ratios and latencies say anything."""
+USUAL_UP_TO = 0.9
+"""What nine in ten did before is usual: beyond it a call is slow, and up to it reaches a metric's usual swing."""
 PRIOR_WINDOWS = 3.0
 """Windows of a typical service that a subject's own spread is mixed with: three windows alone are no spread."""
+TYPICAL_WANDERING = 0.1
+"""How far a share of calls wanders between windows, where too few windows were seen."""
+MIN_RELATIVE_SPREAD = 0.1
+"""Least believable spread as a share of the level: a few calm baseline windows are no proof of calm."""
+MIN_SPREAD_US = 200.0
+MIN_SPREAD_RATIO = 0.01
 NO_CALLER = -1
 
 
@@ -46,7 +56,7 @@ class Shift:
     Attributes:
         unit: of observed and expected. excess_unit: signals of one such unit are weighed against each other.
         src, dst: ``(S,)``, positions in the topology; ``src`` is ``NO_CALLER`` where the signal is the service's own.
-        score: ``(S,)``, spreads from the baseline, 0 where there is no evidence.
+        score: ``(S,)``, spreads from the baseline, not negative; evidence from ``Z_THRESHOLD`` on.
         excess: ``(S,)``, not negative: how much there is beyond the baseline, summed over the range.
         observed, expected: ``(S,)``. sample: calls or samples now. history: windows or samples behind the expectation.
         blame: ``(S,)``, 0..1: the share that is the callee's rather than the caller's.
@@ -68,3 +78,22 @@ class Shift:
     moves: Moves
     remarks: Mapping[int, str] = field(default_factory=dict)
     handed_on: bool = False
+
+    @property
+    def is_evidence(self) -> Mask:
+        """Which subjects are out of the ordinary, ``(S,)``: what may be cited."""
+        return self.score >= Z_THRESHOLD
+
+    @property
+    def certainty(self) -> Floats:
+        """How far each subject counts, 0..1, ``(S,)``."""
+        return certainty_of(self.score)
+
+
+def certainty_of(score: Floats) -> Floats:
+    """Return how far a score counts: in full as evidence, below that fading fast.
+
+    What is a little out of the ordinary and does great harm is named before what is clearly so and does none.
+    """
+    fading: Floats = np.minimum(score / Z_THRESHOLD, 1.0) ** FADING
+    return fading

@@ -1,7 +1,7 @@
 """Evidence of metrics: latency and failures of services, their processor and memory, the network of edges. Pure.
 
-A level is held against the baseline's median, in the swing from there to its 95th percentile: metrics are skewed, and
-what happens every twentieth sample is no evidence. Latencies and failures are of services with all they call, so
+A level is held against the baseline's median, in the swing from there to its 90th percentile: metrics are skewed, and
+what happens every tenth sample is no evidence. Latencies and failures are of services with all they call, so
 their excess (time lost, requests failed) is passed down the call graph to callees that account for it.
 """
 
@@ -10,27 +10,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.rca.evidence import NO_CALLER, PRIOR_WINDOWS, Z_THRESHOLD, Moves, Shift
+from models.rca.evidence import (
+    MIN_RELATIVE_SPREAD,
+    MIN_SPREAD_US,
+    NO_CALLER,
+    PRIOR_WINDOWS,
+    USUAL_UP_TO,
+    Z_THRESHOLD,
+    Moves,
+    Shift,
+    certainty_of,
+)
 from models.rca.propagation import callee_blame, moves_of
 from models.rca.robust import Floats, Ints, Mask, add_up, count, quantile, ratio
 from models.rca.topology import Topology
 from schemas.rca_inputs import Metric, MetricSamples
 
-SWING = 0.95
-SWING_TO_SIGMA = 1.645
-"""Spreads of a normal distribution from its median to its 95th percentile."""
-MIN_RELATIVE_SWING = 0.1
-"""Least believable swing as a share of the level."""
-MIN_SWING = {Metric.LATENCY: 200.0, Metric.NETWORK: 200.0}
-"""Least swing, in the metric's own unit."""
-MIN_SHARE_OF_TYPICAL = 0.1
-"""Least swing of processor and memory, as a share of the typical service's use: an idle one that wakes is no news."""
+SWING_TO_SIGMA = 1.2816
+"""Spreads of a normal distribution from its median to its 90th percentile."""
 RESOURCES = (Metric.CPU, Metric.MEMORY)
 
 
 @dataclass(frozen=True, slots=True)
 class _Levels:
-    """Levels of one metric per subject, each ``(S,)``. ``requests``: what answered in the range, 1 a sample if unknown."""
+    """Levels of one metric per subject, each ``(S,)``. ``requests``: in the range, 1 a sample where unknown."""
 
     now: Floats
     usual: Floats
@@ -97,7 +100,7 @@ def _levels(value: Floats, weight: Floats, subject: Ints, subjects: int, now: Ma
     requests = add_up(subject[now], weight[now], subjects)
     level = ratio(add_up(subject[now], value[now] * weight[now], subjects), requests, 0.0)
     usual = quantile(value[before], subject[before], subjects)
-    swing = (quantile(value[before], subject[before], subjects, SWING) - usual) / SWING_TO_SIGMA
+    swing = (quantile(value[before], subject[before], subjects, USUAL_UP_TO) - usual) / SWING_TO_SIGMA
     return _Levels(
         now=level,
         usual=np.nan_to_num(usual),
@@ -109,16 +112,16 @@ def _levels(value: Floats, weight: Floats, subject: Ints, subjects: int, now: Ma
 
 
 def _score(levels: _Levels, least: Floats) -> Floats:
-    """Return spreads from the baseline, 0 below the threshold. ``least``: the least believable swing."""
+    """Return spreads from the baseline. ``least``: the least believable swing."""
     relative = ratio(levels.swing, levels.usual, np.nan)
     enough = ~np.isnan(relative) & (levels.history >= PRIOR_WINDOWS)
-    typical = float(np.median(relative[enough])) if enough.any() else MIN_RELATIVE_SWING
+    typical = float(np.median(relative[enough])) if enough.any() else MIN_RELATIVE_SPREAD
     mixed = (levels.swing**2 * levels.history + PRIOR_WINDOWS * (typical * levels.usual) ** 2) / (
         levels.history + PRIOR_WINDOWS
     )
-    swing = np.sqrt(mixed + (MIN_RELATIVE_SWING * levels.usual) ** 2 + least**2)
+    swing = np.sqrt(mixed + (MIN_RELATIVE_SPREAD * levels.usual) ** 2 + least**2)
     z = np.where(levels.known, ratio(levels.now - levels.usual, swing, 0.0), 0.0)
-    return np.where(z >= Z_THRESHOLD, z, 0.0)
+    return np.maximum(z, 0.0)
 
 
 def _shift_of(
@@ -144,8 +147,9 @@ def _shift_of(
 
 
 def _resource(metric: Metric, levels: _Levels) -> Shift:
+    # An idle service that wakes is no news: the least swing is a share of what the typical service uses.
     in_use = levels.usual[levels.history > 0]
-    least = np.full(len(levels.now), MIN_SHARE_OF_TYPICAL * float(np.median(in_use)))
+    least = np.full(len(levels.now), MIN_RELATIVE_SPREAD * float(np.median(in_use)))
     score = _score(levels, least)
     return _shift_of(metric.value, (metric.value, metric.value), levels, score, levels.now - levels.usual, Moves.none())
 
@@ -153,16 +157,17 @@ def _resource(metric: Metric, levels: _Levels) -> Shift:
 def _down(excess: Floats, score: Floats, topology: Topology) -> Moves:
     """Return the moves of what services lose with all they call.
 
-    No metric says how much of a callee's excess one caller saw: as much as the caller has itself, at most.
+    No metric says how much of a callee's excess one caller saw: as much as the caller has itself, at most, and as far
+    as it is certain.
     """
-    lost = np.where(score > 0, np.maximum(excess, 0.0), 0.0)
-    passed = np.minimum(lost[topology.src], lost[topology.dst])
+    lost = np.maximum(excess, 0.0)
+    passed = np.minimum(lost[topology.src], lost[topology.dst]) * certainty_of(score)[topology.dst]
     edges = len(topology)
     return moves_of(topology, np.zeros(edges), np.ones(edges), passed, lost)
 
 
 def _latency(levels: _Levels, topology: Topology) -> Shift:
-    score = _score(levels, np.full(len(levels.now), MIN_SWING[Metric.LATENCY]))
+    score = _score(levels, np.full(len(levels.now), MIN_SPREAD_US))
     excess = (levels.now - levels.usual) * levels.requests
     return _shift_of("latency", ("us", "us"), levels, score, excess, _down(excess, score, topology))
 
@@ -172,16 +177,16 @@ def _failures(levels: _Levels, topology: Topology) -> Shift:
     by_chance = levels.usual * (1 - levels.usual) / requests
     spread = np.sqrt(by_chance + 1 / requests**2 + levels.swing**2)  # one failure more or less is no evidence
     z = np.where(levels.known, (levels.now - levels.usual) / spread, 0.0)
-    score = np.where(z >= Z_THRESHOLD, z, 0.0)
+    score = np.maximum(z, 0.0)
     excess = (levels.now - levels.usual) * levels.requests
     return _shift_of("error_ratio", ("ratio", "calls"), levels, score, excess, _down(excess, score, topology))
 
 
 def _network(levels: _Levels, topology: Topology) -> Shift:
-    score = _score(levels, np.full(len(levels.now), MIN_SWING[Metric.NETWORK]))
+    score = _score(levels, np.full(len(levels.now), MIN_SPREAD_US))
     rise = np.where(levels.known, levels.now - levels.usual, 0.0)
     excess = np.maximum(rise * levels.requests, 0.0)
-    blame = callee_blame(topology, rise, score > 0, levels.known)
+    blame = callee_blame(topology, rise, score >= Z_THRESHOLD, levels.known)
     return Shift(
         signal="network",
         unit="us",
@@ -195,5 +200,5 @@ def _network(levels: _Levels, topology: Topology) -> Shift:
         sample=levels.sample,
         history=levels.history,
         blame=blame,
-        moves=moves_of(topology, np.where(score > 0, excess, 0.0), blame),
+        moves=moves_of(topology, excess * certainty_of(score), blame),
     )

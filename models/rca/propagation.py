@@ -21,6 +21,8 @@ from models.rca.topology import Topology
 
 DAMPING = 0.85
 """Largest share of its evidence a service gives away in one step; bounds walks around a cycle."""
+EXCESS_POWER = 0.25
+"""Power of a service's part in the harm that weighs its evidence: a hundredth of the harm still counts a third."""
 MAX_STEPS = 200
 TOLERANCE = 1e-9
 UNSEEN_BY_OTHERS = 0.3
@@ -57,7 +59,7 @@ def callee_blame(topology: Topology, delta: Floats, shifted: Mask, known: Mask) 
     # One sibling may agree by chance, five hardly.
     caller_side = np.where(np.isnan(siblings), lone, np.nan_to_num(siblings) * others / (others + 1))
     of_callee = (callee_side + LEAST_BLAME) / (callee_side + LEAST_BLAME + caller_side)
-    blame[ask] = np.where(is_shifted & (shift > 0), of_callee, 1.0)
+    blame[ask] = np.where(shift > 0, of_callee, 1.0)
     return blame
 
 
@@ -92,26 +94,26 @@ def moves_of(
 
 def strength_of(shift: Shift) -> Floats:
     """Return how much each subject's score counts, ``(S,)``: a thousand spreads are not ten times a hundred."""
-    return np.log1p(shift.score)
+    return np.log1p(shift.score) * shift.certainty
 
 
 def seed_of(shift: Shift, nodes: int, most_excess: float) -> Floats:
     """Return each service's evidence before propagation, ``(nodes,)``: its strongest score, times its part in the harm.
 
     Args:
-        most_excess: excess of the service that has most of it, over all shifts of the same excess unit. The root of
-            the quotient is taken: a service with a hundredth of the harm still counts a tenth.
+        most_excess: excess of the service that has most of it, over all shifts of the same excess unit.
     """
     strongest = np.zeros(nodes)
     np.maximum.at(strongest, shift.dst, strength_of(shift))
     if most_excess <= 0:
         return strongest
-    return strongest * np.sqrt(np.minimum(excess_of(shift, nodes) / most_excess, 1.0))
+    part: Floats = np.minimum(excess_of(shift, nodes) / most_excess, 1.0)
+    return strongest * part**EXCESS_POWER
 
 
 def excess_of(shift: Shift, nodes: int) -> Floats:
-    """Return what each service has beyond its baseline, where there is evidence that it has, ``(nodes,)``."""
-    return add_up(shift.dst, np.where(shift.score > 0, shift.excess, 0.0), nodes)
+    """Return what each service has beyond its baseline, as far as that is certain, ``(nodes,)``."""
+    return add_up(shift.dst, shift.excess * shift.certainty, nodes)
 
 
 def redistribute(seed: Floats, moves: Moves) -> Floats:

@@ -2,16 +2,21 @@
 
 import numpy as np
 
-from models.rca.evidence import MIN_SAMPLE_CALLS, NO_CALLER, Z_THRESHOLD, Moves, Shift
+from models.rca.evidence import (
+    MIN_RELATIVE_SPREAD,
+    MIN_SAMPLE_CALLS,
+    MIN_SPREAD_RATIO,
+    MIN_SPREAD_US,
+    NO_CALLER,
+    Z_THRESHOLD,
+    Moves,
+    Shift,
+)
 from models.rca.propagation import callee_blame, moves_of
 from models.rca.robust import Floats, Mask, add_up, ratio
 from models.rca.topology import Topology
 from models.rca.window_levels import Level, RangeLevels
 
-MIN_RELATIVE_SPREAD = 0.05
-"""Least believable spread between windows as a share of the level: a few calm baseline windows are no proof of calm."""
-MIN_SPREAD_US = 200.0
-MIN_SPREAD_RATIO = 0.01
 MISSING_BELOW = 0.5
 """Calls are missing when under half of those that the caller's own traffic lets one expect arrive."""
 MISSING_SPREAD = 0.1

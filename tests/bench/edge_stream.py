@@ -21,7 +21,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from deploy.commands.evaluate import LabelledEdges, read_edges
+from deploy.commands.evaluate_edges import LabelledEdges, read_edges
 from models.drift.edge_stream.parameters import EdgeScorerParams, EdgeWeights
 from models.drift.edge_stream.ranking import win_shares
 from models.drift.edge_stream.scorer import EdgeScorer

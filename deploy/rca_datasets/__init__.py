@@ -1,0 +1,1 @@
+"""Published data sets of known root causes, read into what ErrorRank takes."""
