@@ -13,7 +13,6 @@ from models.rca.calls import CallTable
 from models.rca.evidence import (
     MIN_SAMPLE_CALLS,
     MIN_SPREAD_RATIO,
-    NO_CALLER,
     PRIOR_WINDOWS,
     TYPICAL_WANDERING,
     Moves,
@@ -62,19 +61,16 @@ def mix_shift(calls: CallTable, now: Mask, before: Mask, topology: Topology) -> 
         source += [service] * len(suspects)
         target += suspects
         share += [HANDED_ON / len(suspects)] * len(suspects)
-    return Shift(
-        signal="call_mix",
-        unit="ratio",
-        excess_unit="calls",
-        src=np.full(nodes, NO_CALLER, dtype=np.int64),
-        dst=np.arange(nodes, dtype=np.int64),
+    return Shift.of_services(
+        "call_mix",
+        "ratio",
+        "calls",
         score=values[0],
         excess=values[1],
         observed=values[2],
         expected=values[3],
         sample=counts[0],
         history=counts[1],
-        blame=np.ones(nodes),
         moves=Moves(np.array(source, dtype=np.int64), np.array(target, dtype=np.int64), np.array(share)),
         remarks=remarks,
         handed_on=True,

@@ -13,12 +13,10 @@ from models.rca.evidence import (
     MIN_RELATIVE_SPREAD,
     MIN_SAMPLE_CALLS,
     MIN_SPREAD_US,
-    NO_CALLER,
     PRIOR_WINDOWS,
     TYPICAL_WANDERING,
     USUAL_UP_TO,
     Z_THRESHOLD,
-    Moves,
     Shift,
     certainty_of,
 )
@@ -109,20 +107,16 @@ def time_shifts(calls: CallTable, now: Mask, before: Mask, topology: Topology) -
     places = topology.places(calls.services)
     nodes = len(topology.services)
     own = slow_calls(calls.self_us, calls.operation, places[calls.dst], nodes, calls.window, now, before)
-    self_time = Shift(
-        signal="self_time",
-        unit="ratio",
-        excess_unit="us",
-        src=np.full(nodes, NO_CALLER, dtype=np.int64),
-        dst=np.arange(nodes, dtype=np.int64),
-        score=np.maximum(own.z, 0.0),
+    self_time = Shift.of_services(
+        "self_time",
+        "ratio",
+        "us",
+        score=own.z,
         excess=own.excess_us,
         observed=own.now,
         expected=own.before,
         sample=own.sample,
         history=own.windows,
-        blame=np.ones(nodes),
-        moves=Moves.none(),
     )
     edge_of = topology.edge_numbers(places[calls.src], places[calls.dst])
     edges = len(topology)

@@ -79,6 +79,43 @@ class Shift:
     remarks: Mapping[int, str] = field(default_factory=dict)
     handed_on: bool = False
 
+    @classmethod
+    def of_services(
+        cls,
+        signal: str,
+        unit: str,
+        excess_unit: str,
+        *,
+        score: Floats,
+        excess: Floats,
+        observed: Floats,
+        expected: Floats,
+        sample: Ints,
+        history: Ints,
+        moves: Moves | None = None,
+        remarks: Mapping[int, str] | None = None,
+        handed_on: bool = False,
+    ) -> "Shift":
+        """Return a signal of all services themselves; columns are ``(N,)``."""
+        nodes = len(score)
+        return cls(
+            signal=signal,
+            unit=unit,
+            excess_unit=excess_unit,
+            src=np.full(nodes, NO_CALLER, dtype=np.int64),
+            dst=np.arange(nodes, dtype=np.int64),
+            score=np.maximum(score, 0.0),
+            excess=np.maximum(excess, 0.0),
+            observed=observed,
+            expected=expected,
+            sample=sample,
+            history=history,
+            blame=np.ones(nodes),
+            moves=moves or Moves.none(),
+            remarks=remarks or {},
+            handed_on=handed_on,
+        )
+
     @property
     def is_evidence(self) -> Mask:
         """Which subjects are out of the ordinary, ``(S,)``: what may be cited."""

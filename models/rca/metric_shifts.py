@@ -111,7 +111,7 @@ def _levels(value: Floats, weight: Floats, subject: Ints, subjects: int, now: Ma
     )
 
 
-def _score(levels: _Levels, least: Floats) -> Floats:
+def _score(levels: _Levels, least: float) -> Floats:
     """Return spreads from the baseline. ``least``: the least believable swing."""
     relative = ratio(levels.swing, levels.usual, np.nan)
     enough = ~np.isnan(relative) & (levels.history >= PRIOR_WINDOWS)
@@ -124,24 +124,19 @@ def _score(levels: _Levels, least: Floats) -> Floats:
     return np.maximum(z, 0.0)
 
 
-def _shift_of(
-    signal: str, units: tuple[str, str], levels: _Levels, score: Floats, excess: Floats, moves: Moves
+def _own(
+    signal: str, unit: str, excess_unit: str, levels: _Levels, score: Floats, excess: Floats, moves: Moves
 ) -> Shift:
-    """Return a shift of services themselves."""
-    nodes = len(score)
-    return Shift(
-        signal=signal,
-        unit=units[0],
-        excess_unit=units[1],
-        src=np.full(nodes, NO_CALLER, dtype=np.int64),
-        dst=np.arange(nodes, dtype=np.int64),
+    return Shift.of_services(
+        signal,
+        unit,
+        excess_unit,
         score=score,
-        excess=np.maximum(np.where(levels.known, excess, 0.0), 0.0),
+        excess=np.where(levels.known, excess, 0.0),
         observed=levels.now,
         expected=levels.usual,
         sample=levels.sample,
         history=levels.history,
-        blame=np.ones(nodes),
         moves=moves,
     )
 
@@ -149,9 +144,8 @@ def _shift_of(
 def _resource(metric: Metric, levels: _Levels) -> Shift:
     # An idle service that wakes is no news: the least swing is a share of what the typical service uses.
     in_use = levels.usual[levels.history > 0]
-    least = np.full(len(levels.now), MIN_RELATIVE_SPREAD * float(np.median(in_use)))
-    score = _score(levels, least)
-    return _shift_of(metric.value, (metric.value, metric.value), levels, score, levels.now - levels.usual, Moves.none())
+    score = _score(levels, MIN_RELATIVE_SPREAD * float(np.median(in_use)))
+    return _own(metric.value, metric.value, metric.value, levels, score, levels.now - levels.usual, Moves.none())
 
 
 def _down(excess: Floats, score: Floats, topology: Topology) -> Moves:
@@ -167,9 +161,9 @@ def _down(excess: Floats, score: Floats, topology: Topology) -> Moves:
 
 
 def _latency(levels: _Levels, topology: Topology) -> Shift:
-    score = _score(levels, np.full(len(levels.now), MIN_SPREAD_US))
+    score = _score(levels, MIN_SPREAD_US)
     excess = (levels.now - levels.usual) * levels.requests
-    return _shift_of("latency", ("us", "us"), levels, score, excess, _down(excess, score, topology))
+    return _own("latency", "us", "us", levels, score, excess, _down(excess, score, topology))
 
 
 def _failures(levels: _Levels, topology: Topology) -> Shift:
@@ -179,11 +173,11 @@ def _failures(levels: _Levels, topology: Topology) -> Shift:
     z = np.where(levels.known, (levels.now - levels.usual) / spread, 0.0)
     score = np.maximum(z, 0.0)
     excess = (levels.now - levels.usual) * levels.requests
-    return _shift_of("error_ratio", ("ratio", "calls"), levels, score, excess, _down(excess, score, topology))
+    return _own("error_ratio", "ratio", "calls", levels, score, excess, _down(excess, score, topology))
 
 
 def _network(levels: _Levels, topology: Topology) -> Shift:
-    score = _score(levels, np.full(len(levels.now), MIN_SPREAD_US))
+    score = _score(levels, MIN_SPREAD_US)
     rise = np.where(levels.known, levels.now - levels.usual, 0.0)
     excess = np.maximum(rise * levels.requests, 0.0)
     blame = callee_blame(topology, rise, score >= Z_THRESHOLD, levels.known)

@@ -1,4 +1,9 @@
-"""Evidence of stored windows: edges that are not as in the baseline, and what they add to their caller. Pure."""
+"""Evidence of stored windows: edges that are not as in the baseline, and what they add to their caller. Pure.
+
+Windows hold whole tenants: scores below the threshold are dropped, or the noise of ten thousand edges would add up.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -7,13 +12,11 @@ from models.rca.evidence import (
     MIN_SAMPLE_CALLS,
     MIN_SPREAD_RATIO,
     MIN_SPREAD_US,
-    NO_CALLER,
     Z_THRESHOLD,
-    Moves,
     Shift,
 )
 from models.rca.propagation import callee_blame, moves_of
-from models.rca.robust import Floats, Mask, add_up, ratio
+from models.rca.robust import Floats, Ints, Mask, add_up, ratio
 from models.rca.topology import Topology
 from models.rca.window_levels import Level, RangeLevels
 
@@ -36,22 +39,17 @@ def find_shifts(current: RangeLevels, baseline: RangeLevels, topology: Topology)
 def self_time_shift(current: RangeLevels, baseline: RangeLevels, topology: Topology) -> Shift:
     """Return services that call others and take longer themselves. To be cited alone: the latency of edges holds it."""
     score, delta, _ = _robust_z(current.self_us, baseline.self_us, MIN_SPREAD_US, baseline.served_us.median)
-    nodes = len(topology.services)
-    calls_others = np.bincount(topology.src, minlength=nodes) > 0
-    return Shift(
-        signal="self_time",
-        unit="us",
-        excess_unit="us",
-        src=np.full(nodes, NO_CALLER, dtype=np.int64),
-        dst=np.arange(nodes, dtype=np.int64),
+    calls_others = np.bincount(topology.src, minlength=len(topology.services)) > 0
+    return Shift.of_services(
+        "self_time",
+        "us",
+        "us",
         score=np.where(calls_others, score, 0.0),
-        excess=np.maximum(delta, 0.0) * current.received_calls,
+        excess=delta * current.received_calls,
         observed=np.nan_to_num(current.self_us.median),
         expected=np.nan_to_num(baseline.self_us.median),
         sample=current.self_us.sample,
         history=baseline.self_us.windows,
-        blame=np.ones(nodes),
-        moves=Moves.none(),
     )
 
 
@@ -67,35 +65,46 @@ def _robust_z(
     return np.where(score >= Z_THRESHOLD, score, 0.0), delta, known
 
 
-def _edge_shift(
-    signal: str,
-    units: tuple[str, str],
-    topology: Topology,
-    evidence: tuple[Floats, Floats, Mask, Floats],
-    levels: tuple[Floats, Floats],
-    counts: tuple[Floats, Floats],
-    flow: tuple[Floats, Floats],
-) -> Shift:
-    """Put a shift of edges together. ``evidence``: score, delta, known, excess; ``flow``: passed and received."""
-    score, delta, known, excess = evidence
-    blame = callee_blame(topology, delta, score > 0, known)
-    # What is held against the caller more than against the callee must not go down again.
-    passed = np.where(score > 0, np.maximum(flow[0], 0.0) * np.maximum(2 * blame - 1, 0.0), 0.0)
-    return Shift(
-        signal=signal,
-        unit=units[0],
-        excess_unit=units[1],
-        src=topology.src,
-        dst=topology.dst,
-        score=score,
-        excess=np.maximum(excess, 0.0),
-        observed=levels[0],
-        expected=levels[1],
-        sample=counts[0].astype(np.int64),
-        history=counts[1].astype(np.int64),
-        blame=blame,
-        moves=moves_of(topology, np.log1p(score), blame, passed, np.maximum(flow[1], 0.0)),
-    )
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """How a signal of edges differs between the ranges.
+
+    Shapes: ``(E,)``, ``received`` ``(N,)``. ``delta`` is in the signal's unit, 0 where it is not ``known``. ``passed``
+    is what the edge adds to one call its caller receives, ``received`` how much a service's own answer has shifted, in
+    one unit: their quotient is the part that comes from further down.
+    """
+
+    score: Floats
+    delta: Floats
+    known: Mask
+    excess: Floats
+    observed: Floats
+    expected: Floats
+    sample: Ints
+    history: Ints
+    passed: Floats
+    received: Floats
+
+    def as_shift(self, signal: str, unit: str, excess_unit: str, topology: Topology) -> Shift:
+        blame = callee_blame(topology, self.delta, self.score > 0, self.known)
+        # What is held against the caller more than against the callee must not go down again.
+        downward = np.maximum(self.passed, 0.0) * np.maximum(2 * blame - 1, 0.0)
+        passed = np.where(self.score > 0, downward, 0.0)
+        return Shift(
+            signal=signal,
+            unit=unit,
+            excess_unit=excess_unit,
+            src=topology.src,
+            dst=topology.dst,
+            score=self.score,
+            excess=np.maximum(self.excess, 0.0),
+            observed=self.observed,
+            expected=self.expected,
+            sample=self.sample,
+            history=self.history,
+            blame=blame,
+            moves=moves_of(topology, np.log1p(self.score), blame, passed, np.maximum(self.received, 0.0)),
+        )
 
 
 def _per_call(total: Floats, calls: Floats) -> Floats:
@@ -104,20 +113,19 @@ def _per_call(total: Floats, calls: Floats) -> Floats:
 
 def _latency(current: RangeLevels, baseline: RangeLevels, topology: Topology) -> Shift:
     score, delta, known = _robust_z(current.latency_us, baseline.latency_us, MIN_SPREAD_US)
-    passed = _per_call(current.time_us, current.caller_calls) - _per_call(baseline.time_us, baseline.caller_calls)
-    received = _per_call(current.received_time_us, current.received_calls) - _per_call(
-        baseline.received_time_us, baseline.received_calls
-    )
-    now, before = current.latency_us, baseline.latency_us
-    return _edge_shift(
-        "latency",
-        ("us", "us"),
-        topology,
-        (score, delta, known, delta * current.calls),
-        (np.nan_to_num(now.median), np.nan_to_num(before.median)),
-        (now.sample.astype(np.float64), before.windows.astype(np.float64)),
-        (passed, received),
-    )
+    return _Change(
+        score=score,
+        delta=delta,
+        known=known,
+        excess=delta * current.calls,
+        observed=np.nan_to_num(current.latency_us.median),
+        expected=np.nan_to_num(baseline.latency_us.median),
+        sample=current.latency_us.sample,
+        history=baseline.latency_us.windows,
+        passed=_per_call(current.time_us, current.caller_calls) - _per_call(baseline.time_us, baseline.caller_calls),
+        received=_per_call(current.received_time_us, current.received_calls)
+        - _per_call(baseline.received_time_us, baseline.received_calls),
+    ).as_shift("latency", "us", "us", topology)
 
 
 def _ratio_shift(signal: str, current: RangeLevels, baseline: RangeLevels, topology: Topology) -> Shift:
@@ -133,19 +141,19 @@ def _ratio_shift(signal: str, current: RangeLevels, baseline: RangeLevels, topol
     spread = np.divide(delta, score, out=np.full(len(score), MIN_SPREAD_RATIO), where=score > 0)
     score = np.divide(delta, np.maximum(spread, binomial), out=np.zeros(len(score)), where=score > 0)
     nodes = len(topology.services)
-    passed = _per_call(now_count, current.caller_calls) - _per_call(before_count, baseline.caller_calls)
-    received = _per_call(add_up(topology.dst, now_count, nodes), current.received_calls) - _per_call(
-        add_up(topology.dst, before_count, nodes), baseline.received_calls
-    )
-    return _edge_shift(
-        signal,
-        ("ratio", "calls"),
-        topology,
-        (np.where(score >= Z_THRESHOLD, score, 0.0), delta, known, delta * current.calls),
-        (np.nan_to_num(now.median), np.nan_to_num(before.median)),
-        (now.sample.astype(np.float64), before.windows.astype(np.float64)),
-        (passed, received),
-    )
+    return _Change(
+        score=np.where(score >= Z_THRESHOLD, score, 0.0),
+        delta=delta,
+        known=known,
+        excess=delta * current.calls,
+        observed=np.nan_to_num(now.median),
+        expected=np.nan_to_num(before.median),
+        sample=now.sample,
+        history=before.windows,
+        passed=_per_call(now_count, current.caller_calls) - _per_call(before_count, baseline.caller_calls),
+        received=_per_call(add_up(topology.dst, now_count, nodes), current.received_calls)
+        - _per_call(add_up(topology.dst, before_count, nodes), baseline.received_calls),
+    ).as_shift(signal, "ratio", "calls", topology)
 
 
 def _missing_calls(current: RangeLevels, baseline: RangeLevels, topology: Topology) -> Shift:
@@ -155,13 +163,15 @@ def _missing_calls(current: RangeLevels, baseline: RangeLevels, topology: Topolo
     score = lacking / np.sqrt(np.maximum(expected, 1.0) + (MISSING_SPREAD * expected) ** 2)
     known = (expected >= MIN_SAMPLE_CALLS) & (baseline.calls >= MIN_SAMPLE_CALLS)
     missing = known & (current.calls < MISSING_BELOW * expected) & (score >= Z_THRESHOLD)
-    nothing = np.zeros(len(expected))
-    return _edge_shift(
-        "missing_calls",
-        ("calls", "calls"),
-        topology,
-        (np.where(missing, score, 0.0), np.where(known, _per_call(lacking, expected), 0.0), known, lacking),
-        (current.calls, expected),
-        (current.calls, baseline.denied_ratio.windows.astype(np.float64)),
-        (nothing, np.zeros(len(topology.services))),
-    )
+    return _Change(
+        score=np.where(missing, score, 0.0),
+        delta=np.where(known, _per_call(lacking, expected), 0.0),
+        known=known,
+        excess=lacking,
+        observed=current.calls,
+        expected=expected,
+        sample=current.calls.astype(np.int64),
+        history=baseline.denied_ratio.windows,
+        passed=np.zeros(len(expected)),
+        received=np.zeros(len(topology.services)),
+    ).as_shift("missing_calls", "calls", "calls", topology)
