@@ -100,7 +100,7 @@ def _read_day(folder: Path, system: str, name: str, faults: list[dict[str, Any]]
     for one in medians:
         pairs |= set(zip(one["src"].to_pylist(), one["dst"].to_pylist(), strict=True))
     pod_names, (pod,) = names_of(pods["service"])
-    topology = Topology.of(pairs, pod_names)
+    topology = Topology.of([caller for caller, _ in pairs], [callee for _, callee in pairs], pod_names)
     columns = SampleColumns(topology.services)
     for metric, column, factor in (
         (Metric.CPU, "cpu_m", 1.0),

@@ -51,7 +51,7 @@ def _scenario(folder: Path, system: str, listed: list[Any]) -> list[FaultCase]:
     if NO_ISSUE not in runs:
         raise ConfigurationError(f"{file.name} has no case {NO_ISSUE}: without it nothing says what is usual")
     at_s, value = ints(table["ts"]), floats(table["value"])
-    topology = Topology.of(edges, nodes)
+    topology = Topology.of([caller for caller, _ in edges], [callee for _, callee in edges], nodes)
     # Runs lie months apart, so the rows of one metric keep their order and can be told apart by run.
     columns, run_of = SampleColumns(nodes), []
     wanted = (

@@ -41,8 +41,8 @@ def causes_of(
         return ()
     services = topology.services
     # Rounded before they are compared, so that the last bits of a sum never decide a rank.
-    scores = [round(float(value) / total, 6) for value in kept]
-    order = sorted(np.flatnonzero(kept / total >= LEAST_SCORE / 2).tolist(), key=lambda i: (-scores[i], services[i]))
+    scores = np.round(kept / total, 6)
+    order = sorted(np.flatnonzero(scores >= LEAST_SCORE / 2).tolist(), key=lambda i: (-scores[i], services[i]))
     ways = _Ways(topology, shifts, noticed_by)
     causes: list[RootCause] = []
     for node in order:
@@ -51,16 +51,16 @@ def causes_of(
         evidence = _evidence_for(node, topology, shifts, cited)
         if not evidence:
             continue
-        rival = max((scores[other] for other in order[:2] if other != node), default=0.0)
+        rival = max((float(scores[other]) for other in order[:2] if other != node), default=0.0)
         strength = evidence[0].score / (evidence[0].score + STRENGTH_HALF)
         history = windows / (windows + HISTORY_HALF)
         causes.append(
             RootCause(
                 rank=len(causes) + 1,
                 service=services[node],
-                score=scores[node],
+                score=float(scores[node]),
                 seed_score=round(float(seed[node]) / total, 6),
-                confidence=round(strength * history * scores[node] / (scores[node] + rival), 3),
+                confidence=round(float(strength * history * scores[node] / (scores[node] + rival)), 3),
                 path=ways.from_cause(node),
                 evidence=evidence[:MAX_EVIDENCE],
             )

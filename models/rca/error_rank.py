@@ -15,7 +15,7 @@ from models.rca.evidence import Shift
 from models.rca.propagation import excess_of, redistribute, seed_of
 from models.rca.robust import Floats
 from models.rca.topology import Topology, hops_from
-from models.rca.window_levels import RangeLevels, levels_of
+from models.rca.window_levels import RangeLevels, graph_of, levels_of
 from models.rca.window_shifts import find_shifts, self_time_shift
 from models.rca.wording import event_evidence
 from schemas.drift import Activity, DriftEvent, DriftKind
@@ -71,9 +71,8 @@ def rank_causes(
     """
     if limit < 1:
         raise ValueError("limit must be at least 1")
-    pairs = (pair for one in (current, baseline) for pair in zip(one.src, one.dst, strict=True))
-    topology = Topology.of(pairs)
-    now, before = levels_of(current, topology), levels_of(baseline, topology)
+    topology, (edge_now, edge_before) = graph_of(current, baseline)
+    now, before = levels_of(current, topology, edge_now, spread=False), levels_of(baseline, topology, edge_before)
     notes = _notes(current, now, before)
     if not len(current):
         return RcaReport((), len(topology.services), len(topology), now.windows, before.windows, notes)
@@ -112,6 +111,8 @@ def score_services(
     seed = np.zeros(nodes) if also is None else also * relevance
     kept = seed.copy()
     for shift in shifts:
+        if not shift.score.any():
+            continue
         put_in = seed_of(shift, nodes, most[shift.excess_unit]) * relevance
         seed, kept = seed + put_in, kept + redistribute(put_in, shift.moves)
     return Scores(seed, kept)

@@ -45,6 +45,8 @@ def callee_blame(topology: Topology, delta: Floats, shifted: Mask, known: Mask) 
         delta: how far each edge has shifted. shifted: edges with evidence. known: edges that were measured at all.
     """
     blame = np.ones(len(topology))
+    if not (delta > 0).any():
+        return blame
     ask = np.flatnonzero(known | shifted)
     shift, is_shifted = delta[ask], shifted[ask]
     size = np.where(shift > 0, shift, 1.0)
@@ -89,7 +91,11 @@ def moves_of(
     # Only what the callee's own calls do not explain can be its caller's doing, and what goes up does not go down.
     up = part * (1 - blame) * (1 - explained[topology.dst])
     down = share * (1 - add_up(topology.dst, up, nodes))[topology.src]
-    return Moves(np.r_[topology.dst, topology.src], np.r_[topology.src, topology.dst], np.r_[up, down])
+    return Moves(
+        np.concatenate([topology.dst, topology.src]),
+        np.concatenate([topology.src, topology.dst]),
+        np.concatenate([up, down]),
+    )
 
 
 def strength_of(shift: Shift) -> Floats:

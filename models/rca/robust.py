@@ -36,6 +36,9 @@ def weighted_quantile(values: Floats, weights: Floats, group: Ints, groups: int,
     result = np.full(groups, np.nan)
     if len(values) == 0:
         return result
+    if values.min() == values.max():  # no errors, no denials: nothing to sort
+        result[group] = values[0]
+        return result
     order = np.lexsort((values, group))
     values, weights, group = values[order], weights[order], group[order]
     running = np.cumsum(weights)

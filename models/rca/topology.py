@@ -17,6 +17,13 @@ _NOT_REACHED = -9999
 """What scipy's breadth-first search gives as predecessor of a node it did not reach."""
 
 
+class _Places(dict[str, int]):
+    """Positions by name. Lookups of many names stay in C, also where some are missing."""
+
+    def __missing__(self, name: str) -> int:
+        return -1
+
+
 @dataclass(frozen=True, slots=True)
 class Topology:
     """Services and call edges, each pair once, sorted by name.
@@ -29,14 +36,12 @@ class Topology:
     dst: Ints
 
     @classmethod
-    def of(cls, edges: Iterable[tuple[str, str]], services: Iterable[str] = ()) -> "Topology":
-        """Return the graph of (caller, callee) pairs, which may repeat, and of services without any."""
-        pairs = sorted(set(edges))
-        names = sorted({*(name for pair in pairs for name in pair), *services})
-        index = {name: i for i, name in enumerate(names)}
-        src = np.array([index[a] for a, _ in pairs], dtype=np.int64)
-        dst = np.array([index[b] for _, b in pairs], dtype=np.int64)
-        return cls(names, src, dst)
+    def of(cls, callers: Sequence[str], callees: Sequence[str], services: Iterable[str] = ()) -> "Topology":
+        """Return the graph of callers and the callees beside them, pairs of which may repeat, and of other services."""
+        graph = cls(sorted({*callers, *callees, *services}), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+        nodes = max(len(graph.services), 1)
+        pairs = np.unique(graph.places(callers) * nodes + graph.places(callees))
+        return cls(graph.services, pairs // nodes, pairs % nodes)
 
     def __len__(self) -> int:
         return len(self.src)
@@ -48,8 +53,8 @@ class Topology:
 
     def places(self, services: Sequence[str]) -> Ints:
         """Return where ``services`` stand in this graph, -1 for those it does not hold."""
-        index = {name: i for i, name in enumerate(self.services)}
-        return np.array([index.get(name, -1) for name in services], dtype=np.int64)
+        index = _Places(zip(self.services, range(len(self.services)), strict=True))
+        return np.fromiter(map(index.__getitem__, services), dtype=np.int64, count=len(services))
 
 
 def _matrix(src: Ints, dst: Ints, nodes: int) -> "csr_array":

@@ -39,7 +39,6 @@ class RangeLevels:
 
     windows: int
     latency_us: Level
-    p95_us: Level
     error_ratio: Level
     denied_ratio: Level
     served_us: Level
@@ -67,14 +66,11 @@ class _Cells:
     latency_calls: Floats
     latency_sum_us: Floats
     p50_us: Floats
-    p95_us: Floats
 
 
-def _cells_of(edges: ServiceWindowEdges, topology: Topology) -> _Cells:
-    count = max(len(topology), 1)
+def _cells_of(edges: ServiceWindowEdges, edge: Ints, edge_count: int) -> _Cells:
     starts, window = np.unique(edges.window_start_ms, return_inverse=True)
-    edge = topology.edge_numbers(topology.places(edges.src), topology.places(edges.dst))
-    cells, cell = np.unique(window * count + edge, return_inverse=True)
+    cells, cell = np.unique(window * edge_count + edge, return_inverse=True)
 
     def total(values: Ints, where: Mask) -> Floats:
         weights = np.where(where, values, 0).astype(np.float64)
@@ -82,28 +78,51 @@ def _cells_of(edges: ServiceWindowEdges, topology: Topology) -> _Cells:
 
     everywhere = np.ones(len(edges), dtype=np.bool_)
     knows_errors, knows_latency = edges.errors >= 0, edges.latency_calls > 0
-    knows_p50, knows_p95 = knows_latency & (edges.p50_us >= 0), knows_latency & (edges.p95_us >= 0)
+    knows_p50 = knows_latency & (edges.p50_us >= 0)
     weight = edges.latency_calls
     return _Cells(
         windows=len(starts),
-        window=cells // count,
-        edge=cells % count,
+        window=cells // edge_count,
+        edge=cells % edge_count,
         calls=total(edges.calls, everywhere),
         denied=total(edges.denied, edges.denied > 0),
         error_calls=total(edges.calls, knows_errors),
         errors=total(edges.errors, knows_errors),
         latency_calls=total(weight, knows_latency),
         latency_sum_us=total(edges.latency_sum_us, knows_latency),
-        # Percentiles of several ports cannot be added: their mean, weighted by calls, stands in.
+        # Medians of several ports cannot be added: their mean, weighted by calls, stands in.
         p50_us=ratio(total(edges.p50_us * weight, knows_p50), total(weight, knows_p50)),
-        p95_us=ratio(total(edges.p95_us * weight, knows_p95), total(weight, knows_p95)),
     )
 
 
-def levels_of(edges: ServiceWindowEdges, topology: Topology) -> RangeLevels:
-    """Fold a range into levels and totals. ``topology`` must hold all its edges."""
-    cells = _cells_of(edges, topology)
-    count, nodes = len(topology), len(topology.services)
+def graph_of(*ranges: ServiceWindowEdges) -> tuple[Topology, list[Ints]]:
+    """Return the union of the ranges' edges, and which edge each of their rows is of."""
+    names = sorted({name for one in ranges for column in (one.src, one.dst) for name in set(column)})
+    index = {name: i for i, name in enumerate(names)}
+    nodes = max(len(names), 1)
+
+    def numbers(column: list[str]) -> Ints:
+        return np.fromiter(map(index.__getitem__, column), dtype=np.int64, count=len(column))
+
+    keys = [numbers(one.src) * nodes + numbers(one.dst) for one in ranges]
+    pairs, edge = np.unique(np.concatenate(keys), return_inverse=True)
+    ends = np.cumsum([len(key) for key in keys])[:-1]
+    return Topology(names, pairs // nodes, pairs % nodes), np.split(edge.astype(np.int64), ends)
+
+
+def levels_of(
+    edges: ServiceWindowEdges, topology: Topology, edge: Ints | None = None, *, spread: bool = True
+) -> RangeLevels:
+    """Fold a range into levels and totals. ``topology`` must hold all its edges.
+
+    Args:
+        edge: which edge of the topology each row is of, ``(R,)``; looked up where not given.
+        spread: without it spreads are left out (zero): those of the range under question are never looked at.
+    """
+    if edge is None:
+        edge = topology.edge_numbers(topology.places(edges.src), topology.places(edges.dst))
+    cells = _cells_of(edges, edge, max(len(topology), 1))
+    edge_count, nodes = len(topology), len(topology.services)
     mean_us = ratio(cells.latency_sum_us, cells.latency_calls)
     time_us = np.nan_to_num(mean_us) * cells.calls
     received = cells.window * nodes + topology.dst[cells.edge]
@@ -120,28 +139,27 @@ def levels_of(edges: ServiceWindowEdges, topology: Topology) -> RangeLevels:
     return RangeLevels(
         windows=cells.windows,
         latency_us=_level(
-            np.where(np.isnan(cells.p50_us), mean_us, cells.p50_us), cells.latency_calls, cells.edge, count
+            np.where(np.isnan(cells.p50_us), mean_us, cells.p50_us), cells.latency_calls, cells.edge, edge_count, spread
         ),
-        p95_us=_level(cells.p95_us, cells.latency_calls, cells.edge, count),
-        error_ratio=_level(ratio(cells.errors, cells.error_calls), cells.error_calls, cells.edge, count),
-        denied_ratio=_level(ratio(cells.denied, cells.calls), cells.calls, cells.edge, count),
-        served_us=_level(served, in_latency_calls, node, nodes),
-        self_us=_level(served - spent, in_latency_calls, node, nodes),
-        calls=add_up(cells.edge, cells.calls, count),
+        error_ratio=_level(ratio(cells.errors, cells.error_calls), cells.error_calls, cells.edge, edge_count, spread),
+        denied_ratio=_level(ratio(cells.denied, cells.calls), cells.calls, cells.edge, edge_count, spread),
+        served_us=_level(served, in_latency_calls, node, nodes, spread),
+        self_us=_level(served - spent, in_latency_calls, node, nodes, spread),
+        calls=add_up(cells.edge, cells.calls, edge_count),
         caller_calls=base_calls[topology.src],
-        time_us=add_up(cells.edge, time_us, count),
-        errors=add_up(cells.edge, cells.errors, count),
-        denied=add_up(cells.edge, cells.denied, count),
+        time_us=add_up(cells.edge, time_us, edge_count),
+        errors=add_up(cells.edge, cells.errors, edge_count),
+        denied=add_up(cells.edge, cells.denied, edge_count),
         received_calls=per_node_in,
-        received_time_us=add_up(topology.dst, add_up(cells.edge, time_us, count), nodes),
+        received_time_us=add_up(topology.dst, add_up(cells.edge, time_us, edge_count), nodes),
     )
 
 
-def _level(values: Floats, weights: Floats, subject: Ints, subjects: int) -> Level:
+def _level(values: Floats, weights: Floats, subject: Ints, subjects: int, spread: bool) -> Level:
     use = ~np.isnan(values) & (weights > 0)
     values, weights, subject = values[use], weights[use], subject[use]
     median = weighted_median(values, weights, subject, subjects)
-    deviation = np.abs(values - median[subject])
+    deviation = np.abs(values - median[subject]) if spread else values * 0
     return Level(
         median=median,
         spread=MAD_TO_SIGMA * weighted_median(deviation, weights, subject, subjects),

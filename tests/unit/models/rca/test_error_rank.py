@@ -292,7 +292,7 @@ def test_propagation_redistributes_and_row_order_does_not_matter(
     plain: Calls = {(src, dst): {"us": 5_000} for src, dst, _ in calls}
     slow: Calls = {(src, dst): {"us": 5_000 + extra * 1_000, "errors": extra % 50} for src, dst, extra in calls}
     current, base = edges(slow, 3, first=20), edges(plain, 6)
-    topology = Topology.of([*zip(current.src, current.dst, strict=True), *zip(base.src, base.dst, strict=True)])
+    topology = Topology.of([*current.src, *base.src], [*current.dst, *base.dst])
     for shift in find_shifts(levels_of(current, topology), levels_of(base, topology), topology):
         seed = seed_of(shift, len(topology.services), float(shift.excess.max()))
         kept = redistribute(seed, shift.moves)
