@@ -7,30 +7,37 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from api.clickhouse import ClientFactory, ReaderPool, open_reader
-from api.middleware import Envelope
+from api.dependencies import current_principal, viewer
+from api.middleware import Bounds, Envelope
 from api.parameters import refuse_unknown_parameters
 from api.problems import MEDIA_TYPE, install_handlers
 from api.repository import Repository
-from api.routers import events, graph, health, root_cause
+from api.routers import accounts, audit, events, graph, health, root_cause, sessions
+from api.security.access import Access
+from api.security.administration import Administration
+from api.security.sessions import Sessions
 from schemas.clickhouse_dsn import database_of
-from schemas.settings import Settings
+from schemas.settings import ApiSettings, Settings
 
 _DESCRIPTION = """
 What changed in the traffic between services, why, and who is the root cause.
 
-* Every `/v1` path needs a tenant: header `X-Tenant` or `?tenant=`. There is no authentication yet: loopback only.
+* Every `/v1` path needs a credential: a token of `POST /v1/sessions`, one of a configured identity provider, or an API
+  key. The tenant is the credential's; nobody sees another one.
 * Times are Unix epoch milliseconds, UTC, in event time.
 * Errors are `application/problem+json` (RFC 9457); `X-Request-Id` is in every answer.
 * Query parameters that a path does not know are refused.
 """
 
 
-def create_app(settings: Settings, client_factory: ClientFactory | None = None) -> FastAPI:
+def create_app(settings: Settings, access: Access, client_factory: ClientFactory | None = None) -> FastAPI:
     """Build the application. Nothing is opened before its first query, so it starts while ClickHouse is down.
 
     Args:
+        access: decides who gets in; the application starts and stops it.
         client_factory: opens a client that can read only; by default ``open_reader`` with ``settings``.
 
     Raises:
@@ -43,9 +50,11 @@ def create_app(settings: Settings, client_factory: ClientFactory | None = None) 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         pool = ReaderPool(factory, settings.api.query_timeout_s)
         app.state.repository = Repository(pool, database)
+        await access.start()
         try:
             yield
         finally:
+            await access.stop()
             await pool.close()
 
     app = FastAPI(
@@ -59,13 +68,35 @@ def create_app(settings: Settings, client_factory: ClientFactory | None = None) 
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.state.access = access
+    app.state.sessions, app.state.administration = Sessions(access), Administration(access)
     install_handlers(app)
-    app.add_middleware(Envelope)
+    _add_middleware(app, settings.api)
     app.include_router(health.router)
+    known_parameters = Depends(refuse_unknown_parameters)
+    app.include_router(sessions.open_router, prefix="/v1", dependencies=[known_parameters])
+    # Credentials are looked at first: whoever has none learns nothing of what a path takes.
+    for router in (sessions.router, accounts.router, audit.router):
+        app.include_router(router, prefix="/v1", dependencies=[Depends(current_principal), known_parameters])
     for router in (events.router, graph.router, root_cause.router):
-        app.include_router(router, prefix="/v1", dependencies=[Depends(refuse_unknown_parameters)])
+        app.include_router(router, prefix="/v1", dependencies=[Depends(viewer), known_parameters])
     _document_problems(app)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: ApiSettings) -> None:
+    """Add what wraps the application; the last one is the outermost."""
+    app.add_middleware(Bounds, settings=settings.limits)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "X-API-Key", "Content-Type", "X-Request-Id"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+            allow_credentials=False,
+        )
+    app.add_middleware(Envelope, settings=settings)
 
 
 def _version() -> str:

@@ -1,5 +1,9 @@
-"""What every answer gets: a request id, security headers, and a problem instead of a stack. Pure ASGI."""
+"""What every request and answer gets: limits of time and size, a request id, headers, and a problem for a stack.
 
+Pure ASGI.
+"""
+
+import asyncio
 import logging
 import re
 import uuid
@@ -8,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import MEDIA_TYPE, Problem, internal_error, problem_body
+from schemas.settings import ApiSettings, LimitSettings
 
 log = logging.getLogger("api")
 
@@ -20,18 +25,24 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+HSTS = "max-age=31536000; includeSubDomains"
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
 class Envelope:
     """Wraps the whole application.
 
-    ``X-Request-Id`` is taken over if it is plain, else made. A request for a host other than loopback is refused:
-    without authentication, a web page could otherwise read this API through a name that it points at 127.0.0.1.
+    ``X-Request-Id`` is taken over if it is plain, else made. A request for a host by another name than those allowed is
+    refused: a web page could otherwise reach this API through a name that it points here.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
         self._app = app
+        own = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self._hosts = LOOPBACK_HOSTS | {name.lower() for name in (own, *settings.allowed_hosts)}
+        self._headers = dict(SECURITY_HEADERS)
+        if settings.is_behind_tls:
+            self._headers["Strict-Transport-Security"] = HSTS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -49,31 +60,111 @@ class Envelope:
             if message["type"] == "http.response.start":
                 is_started = True
                 answer = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
+                for name, value in self._headers.items():
                     answer[name] = value
                 answer["X-Request-Id"] = request_id
             await send(message)
 
-        if not _is_loopback(headers.get("host", "")):
-            problem = Problem(421, "host-not-allowed", "Host not allowed", "Ask for 127.0.0.1 or localhost.")
+        if not self._is_allowed(headers.getlist("host")):
+            detail = "Ask for 127.0.0.1 or localhost, or have the operator name this host in api.allowed_hosts."
+            problem = Problem(421, "host-not-allowed", "Host not allowed", detail)
             await _send_problem(problem, scope, send_wrapped)
             return
         try:
             await self._app(scope, receive, send_wrapped)
-        except Exception:
-            log.exception("request %s to %s failed", request_id, scope["path"])
+        except Exception as error:
             if is_started:
+                log.exception("request %s to %s failed", request_id, _plain(scope["path"]))
                 raise
-            await _send_problem(internal_error(), scope, send_wrapped)
+            if not isinstance(error, Problem):
+                log.exception("request %s to %s failed", request_id, _plain(scope["path"]))
+            await _send_problem(error if isinstance(error, Problem) else internal_error(), scope, send_wrapped)
+
+    def _is_allowed(self, hosts: list[str]) -> bool:
+        if len(hosts) != 1:
+            return False
+        host = hosts[0]
+        name = host.rsplit(":", 1)[0] if re.search(r":\d*$", host) else host
+        return name.lower() in self._hosts
 
 
-def _is_loopback(host: str) -> bool:
-    name = host.rsplit(":", 1)[0] if re.search(r":\d*$", host) else host
-    return name.lower() in LOOPBACK_HOSTS
+class Bounds:
+    """Reads a request's body before the application sees it, and ends what takes too long.
+
+    A body over the limit is refused (413) without being read, or as soon as it is over; one that does not come in time
+    too (408). What has not been answered within ``request_timeout_s`` is given up (504), slow readers included.
+    """
+
+    def __init__(self, app: ASGIApp, settings: LimitSettings) -> None:
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = await self._body(Headers(scope=scope), receive)
+        is_given, is_started = False, False
+
+        async def receive_whole() -> Message:
+            nonlocal is_given
+            if is_given:
+                return await receive()
+            is_given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send_noted(message: Message) -> None:
+            nonlocal is_started
+            is_started = True
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self._settings.request_timeout_s) as limit:
+                await self._app(scope, receive_whole, send_noted)
+        except TimeoutError:
+            if is_started or not limit.expired():
+                raise
+            detail = f"There was no answer within {self._settings.request_timeout_s:g} s. Ask for less."
+            raise Problem(504, "request-timeout", "The request took too long", detail) from None
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        announced = headers.get("content-length")
+        if announced is None and "transfer-encoding" not in headers:
+            return b""
+        if announced is not None and announced.isdecimal() and int(announced) > self._settings.body_bytes:
+            raise self._too_large()
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        break
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > self._settings.body_bytes:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            detail = f"The body was not there within {self._settings.body_timeout_s:g} s."
+            headers_out = {"Connection": "close"}
+            raise Problem(408, "body-timeout", "The request came too slowly", detail, headers=headers_out) from None
+        return b"".join(parts)
+
+    def _too_large(self) -> Problem:
+        detail = f"A request may have {self._settings.body_bytes} bytes."
+        return Problem(413, "body-too-large", "The request is too large", detail, headers={"Connection": "close"})
+
+
+def _plain(path: str) -> str:
+    """Return a path for the log: one line, whatever was asked for."""
+    return repr(path[:200])
 
 
 async def _send_problem(problem: Problem, scope: Scope, send: Send) -> None:
     body = problem_body(problem, scope["path"], scope["request_id"])
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+    headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

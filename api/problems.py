@@ -109,7 +109,11 @@ def _answer(request: Request, problem: Problem) -> Response:
     return Response(body, problem.status, problem.headers, MEDIA_TYPE)
 
 
-_HTTP_NAMES = {404: ("not-found", "Not found"), 405: ("method-not-allowed", "Method not allowed")}
+_HTTP_NAMES = {
+    400: ("unreadable", "The request cannot be read"),
+    404: ("not-found", "Not found"),
+    405: ("method-not-allowed", "Method not allowed"),
+}
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:
@@ -120,7 +124,9 @@ async def _on_problem(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     name, title = _HTTP_NAMES.get(error.status_code, ("http-error", "The request failed"))
-    detail = {404: "There is nothing at this path.", 405: "This path knows GET only."}.get(error.status_code, title)
+    detail = {404: "There is nothing at this path.", 405: "This path does not know this method."}.get(
+        error.status_code, title
+    )
     return _answer(request, Problem(error.status_code, name, title, detail, headers=error.headers or {}))
 
 
@@ -144,11 +150,21 @@ def _documented(text: str) -> dict[str, Any]:
     return {"model": ProblemOut, "description": text}
 
 
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: _documented("The tenant is missing or contradictory."),
+ACCESS_RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: _documented("The request cannot be read."),
+    401: _documented("No credential, or one that proves nothing."),
+    403: _documented("The role is missing, or the password must be replaced first."),
+    408: _documented("The request's body did not come in time."),
+    413: _documented("The request's body is too large."),
+    421: _documented("The host is asked for by a name that is not allowed."),
     422: _documented("A parameter is unknown or cannot be used, or the result would be too large."),
+    429: _documented("Too many requests; repeat after `Retry-After` seconds."),
     500: _documented("Internal error."),
-    503: _documented("ClickHouse cannot answer now; repeat after `Retry-After` seconds."),
+    503: _documented("Accounts or the store cannot answer now; repeat after `Retry-After` seconds."),
+    504: _documented("The request took longer than `api.limits.request_timeout_s`."),
+}
+RESPONSES: dict[int | str, dict[str, Any]] = ACCESS_RESPONSES | {
     504: _documented("The query took longer than `api.query_timeout_s`."),
 }
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: _documented("Does not exist, or not for this tenant.")}
+CONFLICT: dict[int | str, dict[str, Any]] = {409: _documented("Not possible as things are; the detail says why.")}

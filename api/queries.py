@@ -148,3 +148,17 @@ ORDER BY service, lane LIMIT {limit:UInt32}
 """.replace("$newest", _NEWEST_OF_WINDOWS)
 
 APPLIED = "SELECT name FROM {database:Identifier}.schema_migrations FINAL"
+
+AUDIT_LOG = """
+SELECT id, toUnixTimestamp64Milli(time), actor, action, outcome, target, detail, address, request_id
+FROM {database:Identifier}.audit_log FINAL
+WHERE tenant = {tenant:String}
+    AND ({action:String} = '' OR action = {action:String})
+    AND ({actor:String} = '' OR actor = {actor:String})
+    AND ({outcome:String} = '' OR outcome = {outcome:String})
+    AND time >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+    AND time < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+    AND ({after_id:String} = '' OR time < fromUnixTimestamp64Milli({after_ms:Int64}, 'UTC')
+        OR (time = fromUnixTimestamp64Milli({after_ms:Int64}, 'UTC') AND id > {after_id:String}))
+ORDER BY time DESC, id LIMIT {limit:UInt32}
+"""

@@ -126,6 +126,21 @@ class ServiceRow:
     last_seen_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """A line of the audit log (schemas/audit.py)."""
+
+    id: str
+    time_ms: int
+    actor: str
+    action: str
+    outcome: str
+    target: str
+    detail: str
+    address: str
+    request_id: str
+
+
 class Repository:
     """All that the API reads. Each method reads one tenant; the reader's problems pass through."""
 
@@ -292,6 +307,34 @@ class Repository:
             queries.SERVICES, tenant, lane=lane, after_service=after[0], after_lane=after[1], limit=limit
         )
         return [ServiceRow(*row) for row in rows]
+
+    async def audit_log(
+        self,
+        tenant: TenantId,
+        *,
+        action: str,
+        actor: str,
+        outcome: str,
+        since_ms: int,
+        until_ms: int,
+        after: tuple[int, str] | None,
+        limit: int,
+    ) -> list[AuditRow]:
+        """Return lines of the audit log, newest first, ties by id. Empty filters mean any."""
+        after_ms, after_id = after or (0, "")
+        rows = await self._rows(
+            queries.AUDIT_LOG,
+            tenant,
+            action=action,
+            actor=actor,
+            outcome=outcome,
+            since_ms=since_ms,
+            until_ms=until_ms,
+            after_ms=after_ms,
+            after_id=after_id,
+            limit=limit,
+        )
+        return [AuditRow(*row) for row in rows]
 
 
 def _event(row: Sequence[Any]) -> DriftEvent:

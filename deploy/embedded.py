@@ -7,18 +7,27 @@ The broker (Tansu) keeps its log in memory: every start is a new incarnation of 
 import asyncio
 import fcntl
 import os
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
 
 from pydantic import SecretStr
 
+from api.security.access import Access
+from api.security.api_keys import new_key
+from api.security.principal import Role
+from api.security.tokens import OwnTokens
+from deploy.access_file import FileControlLog
 from deploy.brokers.tansu import TansuBroker
 from deploy.serving import ApiThread, listen, serve_health
+from deploy.signing_key import own_signing_key, read_signing_key
 from deploy.sql_console import SqlConsole
 from schemas.errors import ConfigurationError
+from schemas.ids import TenantId
 from schemas.settings import Settings
 from streams.app import Worker
+from streams.audit_log import KafkaAuditLog
 from streams.clickhouse import connect
 from streams.clock import Clock, SystemClock
 from streams.health import HealthServer
@@ -71,11 +80,23 @@ def embedded_settings(base: Settings, folder: Path, bootstrap: str, api_port: in
     )
 
 
+@dataclass(frozen=True, slots=True)
+class FirstAdmin:
+    """The account made at the first start; its password is shown once and kept nowhere."""
+
+    tenant: str
+    account: str
+    password: str
+
+
 class Embedded:
     """The whole product in this process.
 
     Args:
         folder: all data. kafka_port, api_port: 0 takes a free one.
+
+    Attributes:
+        first_admin: the administrator that this start has made; ``None`` where one was there.
     """
 
     def __init__(
@@ -93,6 +114,9 @@ class Embedded:
         self._sql: SqlConsole | None = None
         self._health: HealthServer | None = None
         self._settings: Settings | None = None
+        self._audit: KafkaAuditLog | None = None
+        self._access: Access | None = None
+        self.first_admin: FirstAdmin | None = None
 
     @property
     def settings(self) -> Settings:
@@ -131,7 +155,16 @@ class Embedded:
             self._worker = Worker(self._settings, partial(connect, clickhouse), clock=self._clock, broker_forgets=True)
             self._health = serve_health(self._worker)
             await self._worker.start()
-            self._api = ApiThread(self._settings, listener)
+            self._audit = KafkaAuditLog(self._settings)
+            self._access = Access(
+                self._settings.api,
+                OwnTokens(self._signing_key()),
+                FileControlLog(self.folder),
+                self._audit,
+                self._clock.now_ms,
+                self._keep_first_admin,
+            )
+            self._api = ApiThread(self._settings, self._access, listener)
             await asyncio.to_thread(self._api.start)
             console_client = await asyncio.to_thread(connect, clickhouse)
             await asyncio.to_thread(console_client.command, "SET readonly = 1")
@@ -141,12 +174,28 @@ class Embedded:
             listener.close()
             raise
 
+    def _signing_key(self) -> bytes:
+        auth = self._base.api.auth
+        return own_signing_key(self.folder) if auth.signing_key_file is None else read_signing_key(auth)
+
+    def _keep_first_admin(self, tenant: str, account: str, password: str) -> None:
+        self.first_admin = FirstAdmin(tenant, account, password)
+
+    def key_for_myself(self, tenant: str) -> str:
+        """Return an API key that reads one tenant's data, known to this process alone and for as long as it runs."""
+        assert self._access is not None
+        key, record = new_key(TenantId(tenant), "drift run", Role.VIEWER, self._clock.now_ms() // 1_000)
+        self._access.directory.keys[record.id] = record
+        return key
+
     async def stop(self) -> None:
         """Stop the parts in reverse order; safe after a failed start."""
         if self._sql is not None:
             await self._sql.stop()
         if self._api is not None:
             await asyncio.to_thread(self._api.stop)
+        if self._worker is not None and self._audit is not None:
+            self._worker.must_store(self._audit.ends)
         if self._worker is not None:
             await self._worker.stop()
         if self._health is not None:

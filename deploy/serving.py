@@ -15,6 +15,8 @@ import click
 import uvicorn
 
 from api.app import create_app
+from api.security.access import Access
+from deploy.http_server import server_config
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings
 from streams.app import Worker
@@ -105,13 +107,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class ApiThread:
-    """The API on an own thread and event loop."""
+    """The API on an own thread and event loop.
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+    Args:
+        access: decides who gets in.
+    """
+
+    def __init__(self, settings: Settings, access: Access, listener: socket.socket) -> None:
         self.port = int(listener.getsockname()[1])
         self._listener = listener
-        config = uvicorn.Config(create_app(settings), log_level="warning", timeout_graceful_shutdown=3)
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(server_config(create_app(settings, access), settings.api, "warning"))
         self._thread = threading.Thread(target=self._serve, name="api", daemon=True)
 
     def _serve(self) -> None:

@@ -3,6 +3,7 @@
 DriftError
 ├── ConfigurationError      wrong settings, arguments or credentials: one line that says what to do
 ├── LossDetected            the log has a gap: records were lost before they reached the state machine
+├── RecordsUnavailable      records of accounts cannot be read or written now (schemas/access_records.py)
 ├── WireFormatError         an internal record cannot be read (another version, damaged)
 └── CheckpointError         saved state is missing, damaged or of a version that cannot be read
 """

@@ -5,6 +5,7 @@ built-in defaults.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,12 +143,105 @@ class ClickHouseSettings(_Frozen):
     retention_days: int = Field(default=90, ge=1, le=MAX_RETENTION_DAYS)
 
 
-class ApiSettings(_Frozen):
-    """Where the API listens. Loopback only until authentication is there."""
+class ProviderSettings(_Frozen):
+    """An external identity provider whose access tokens the API takes.
 
-    host: Literal["127.0.0.1", "::1", "localhost"] = "127.0.0.1"
+    Attributes:
+        issuer, audience: compared exactly with the token's.
+        jwks_url: where its public keys are; https, or http on loopback. No token ever names another place.
+        algorithms: asymmetric ones alone.
+        tenant_claim, role_claim: where tenant and role stand in the token; a path with dots reaches into objects.
+        roles: the provider's values to ``viewer``, ``operator`` or ``admin``; of several the one that may most.
+        typ: kinds of token taken; many providers say ``JWT``, of ID tokens too: then the audience must tell them apart.
+        tenants: for which it may speak; ``*`` is any.
+    """
+
+    issuer: str = Field(min_length=1)
+    audience: str = Field(min_length=1)
+    jwks_url: str = Field(pattern=r"^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/])")
+    algorithms: tuple[str, ...] = ("RS256",)
+    tenant_claim: str = "tenant"
+    role_claim: str = "roles"
+    roles: dict[str, str] = Field(default={"viewer": "viewer", "operator": "operator", "admin": "admin"})
+    typ: tuple[str, ...] = ("at+jwt",)
+    tenants: tuple[str, ...] = Field(min_length=1)
+
+
+class AuthSettings(_Frozen):
+    """Who may use the API.
+
+    Attributes:
+        admin_tenant: whose first administrator is made at the first start; default: the tenant of `drift run`'s sample.
+        signing_key_file: P-256 key in PEM, the same for all API processes; `drift run` makes one in its folder.
+        providers: taken beside the API's own log-in.
+    """
+
+    admin_tenant: str = Field(default="online-boutique", min_length=1, max_length=256, pattern=r"^[^:\x00-\x1f]+$")
+    signing_key_file: Path | None = None
+    providers: tuple[ProviderSettings, ...] = ()
+
+
+class LimitSettings(_Frozen):
+    """What one caller may cost. Over it: 429 with Retry-After.
+
+    Attributes:
+        storage: ``memory`` counts per process; ``redis://...`` for all processes together (`pip install
+            "secureguard-drift[redis]"`), and per process while Redis is away.
+        principal_per_minute, tenant_per_minute: requests. logins_per_minute: tries to log in or refresh, and wrong
+            credentials, from one address.
+        concurrent_per_tenant: requests under way in one process.
+        body_bytes: of a request. body_timeout_s: until it is there. header_timeout_s: until its headers are.
+        request_timeout_s: until the answer is through.
+        connections: open at once in one process.
+    """
+
+    storage: SecretStr = SecretStr("memory")
+    principal_per_minute: int = Field(default=600, ge=1)
+    tenant_per_minute: int = Field(default=3_000, ge=1)
+    logins_per_minute: int = Field(default=30, ge=1)
+    concurrent_per_tenant: int = Field(default=32, ge=1)
+    body_bytes: int = Field(default=65_536, ge=1_024)
+    body_timeout_s: float = Field(default=10, gt=0)
+    header_timeout_s: float = Field(default=10, gt=0)
+    request_timeout_s: float = Field(default=60, gt=0)
+    connections: int = Field(default=1_000, ge=1)
+
+    @model_validator(mode="after")
+    def _storage_is_known(self) -> "LimitSettings":
+        text = self.storage.get_secret_value()
+        if text != "memory" and not text.startswith(("redis://", "rediss://")):
+            raise ValueError("storage is memory, redis://HOST:PORT or rediss://HOST:PORT")
+        return self
+
+
+class ApiSettings(_Frozen):
+    """Where the API listens, and to whom.
+
+    Attributes:
+        allowed_hosts: names by which it is asked for, beside loopback and ``host``; others are refused.
+        cors_origins: web pages that may call it, as ``https://name``; none by default.
+        is_behind_tls: TLS ends in front of it: answers then carry HSTS.
+        trusted_proxies: addresses whose X-Forwarded-For is believed; none by default.
+    """
+
+    host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65_535)
     query_timeout_s: int = Field(default=10, ge=1)
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    is_behind_tls: bool = False
+    trusted_proxies: tuple[str, ...] = ()
+    auth: AuthSettings = AuthSettings()
+    limits: LimitSettings = LimitSettings()
+
+    @model_validator(mode="after")
+    def _origins_are_named(self) -> "ApiSettings":
+        for origin in self.cors_origins:
+            if not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin):
+                raise ValueError(
+                    f"cors_origins {origin!r}: name each as https://HOST[:PORT], without a path; * is not taken"
+                )
+        return self
 
 
 class WorkerSettings(_Frozen):

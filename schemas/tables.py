@@ -172,7 +172,26 @@ DRIFT_EVENTS = TableDeclaration(
 )
 """Not partitioned: the identity is a hash, and repeats in two partitions of a time column would never meet."""
 
-TABLES = (EDGES_1M, WINDOWS, EDGES_1H, SERVICES, DRIFT_EVENTS)
+AUDIT_LOG = TableDeclaration(
+    "audit_log",
+    {
+        "tenant": NAME,
+        "time": TIME,
+        "id": "String",
+        "actor": "String",
+        "action": NAME,
+        "outcome": NAME,
+        "target": "String",
+        "detail": "String",
+        "address": "String",
+        "request_id": "String",
+        "inserted_at": TIME,
+    },
+    ("tenant", "time", "id"),
+)
+"""Log-ins and changes of accounts and keys. Not partitioned: few rows."""
+
+TABLES = (EDGES_1M, WINDOWS, EDGES_1H, SERVICES, DRIFT_EVENTS, AUDIT_LOG)
 
 VIEWS = (
     "v_lanes",

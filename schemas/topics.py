@@ -77,6 +77,14 @@ STATE = TopicDeclaration(
         "delete.retention.ms": str(60 * MINUTE_MS),
     },
 )
+AUDIT = TopicDeclaration(
+    "audit",
+    "drift-audit",
+    "tenant",
+    "log-ins and changes of accounts and keys, JSON (schemas/audit.py)",
+    partitions=1,
+    config={"retention.ms": str(7 * DAY_MS)},
+)
 DEAD_LETTER = TopicDeclaration(
     "dead_letter",
     "flows-dead-letter",
@@ -92,6 +100,6 @@ REPLAY = TopicDeclaration(
     config={"retention.ms": str(DAY_MS), "max.message.bytes": "10485880"},
 )
 
-INTERNAL_AND_PUBLIC = (TENANT_LOG, GRAPH_WINDOWS, DRIFT_EVENTS, DRIFT_CONTROLS, STATE, DEAD_LETTER, REPLAY)
+INTERNAL_AND_PUBLIC = (TENANT_LOG, GRAPH_WINDOWS, DRIFT_EVENTS, DRIFT_CONTROLS, STATE, AUDIT, DEAD_LETTER, REPLAY)
 FOLLOWS_TENANTS = (TENANT_LOG, GRAPH_WINDOWS, DRIFT_EVENTS, STATE)
 """Topics with the same, fixed partition count: a tenant has the same partition in each."""

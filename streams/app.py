@@ -124,6 +124,11 @@ class Worker:
         if self.standing.state is State.STARTING:
             self.standing.state = State.READY
 
+    def must_store(self, ends: Mapping[tuple[str, int], int]) -> None:
+        """Have a stop wait, where the broker forgets, for what others published up to these offsets by partition."""
+        for at, end in ends.items():
+            self._acknowledged.ends[at] = max(self._acknowledged.ends.get(at, 0), end)
+
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(work))
 
@@ -148,7 +153,9 @@ class Worker:
 
     def _build(self, counts: dict[str, int]) -> faust.App:
         settings, topics = self.settings, self.settings.topics
-        names = {role: topics.name(role) for role in ("tenant_log", "graph_windows", "drift_events", "dead_letter")}
+        names = {
+            role: topics.name(role) for role in ("tenant_log", "graph_windows", "drift_events", "audit", "dead_letter")
+        }
         app = faust.App(
             settings.worker.group,
             **faust_broker(settings.kafka),
@@ -199,8 +206,9 @@ class Worker:
                 self.metrics,
                 drift_events=names["drift_events"],
                 graph_windows=names["graph_windows"],
+                audit=names["audit"],
             )
-            batched |= {names["drift_events"], names["graph_windows"]}
+            batched |= {names["drift_events"], names["graph_windows"], names["audit"]}
         app.on_partitions_assigned.connect(self._on_assigned)
         self.standing.lag = LagWatch(
             settings, counts[names["tenant_log"]], self._questions(app), self.clock, self._hold, self._take_counts

@@ -1,8 +1,8 @@
-"""Liveness and readiness. Both without a tenant."""
+"""Liveness and readiness. Both for anybody."""
 
 from fastapi import APIRouter
 
-from api.dependencies import RepositoryOf
+from api.dependencies import AccessOf, RepositoryOf
 from api.problems import RESPONSES, Problem, store_unavailable
 from api.responses import Health
 
@@ -16,8 +16,10 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", summary="Queries can be answered", responses={503: RESPONSES[503]})
-async def readyz(repository: RepositoryOf) -> Health:
-    """Say whether ClickHouse answers and holds the tables of this release."""
+async def readyz(repository: RepositoryOf, access: AccessOf) -> Health:
+    """Say whether accounts are known, and ClickHouse answers and holds the tables of this release."""
+    if not access.is_ready:
+        raise store_unavailable("Not ready. The accounts have not been read from Kafka yet.")
     try:
         pending = await repository.pending_migrations()
     except Problem as problem:

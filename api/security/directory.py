@@ -6,20 +6,26 @@
 | ``api-key`` | id of the key | `ApiKeyRecord` |
 | ``revocation`` | id of a token, or ``family:ID`` of a login | `Revocation` |
 
-An empty value removes. A later record wins. What cannot be read is left out and counted: it lets nobody in.
+An empty value removes. A later record wins. What cannot be read is left out and counted: it lets nobody in, nor does
+what the account or key was before it.
 """
 
-from dataclasses import dataclass, field
+import secrets
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 
 from api.security.api_keys import ApiKeyRecord
 from api.security.principal import How, Principal, Refused, Role
-from schemas.ids import TenantId
+from schemas.access_records import ACCOUNT, API_KEY, REVOCATION
 
-ACCOUNT, API_KEY, REVOCATION = "account", "api-key", "revocation"
-KINDS = frozenset({ACCOUNT, API_KEY, REVOCATION})
 FAMILY = "family:"
+
+
+def new_stamp() -> str:
+    """Return a stamp that no account has had."""
+    return secrets.token_hex(8)
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -27,7 +33,8 @@ class Account(msgspec.Struct, frozen=True):
 
     Attributes:
         password_hash: Argon2id, as a PHC string. must_change: the password was given out once and must be replaced.
-        sessions_from_s: tokens issued before this Unix time are no longer taken: set when password or role changes.
+        stamp: is in every token of the account, and made anew when password, role or lock change: that ends the tokens.
+            Times would not do: a second has room for a log-in and a change, in any order.
     """
 
     name: str
@@ -37,7 +44,15 @@ class Account(msgspec.Struct, frozen=True):
     created_s: int
     must_change: bool = False
     is_disabled: bool = False
-    sessions_from_s: int = 0
+    stamp: str = ""
+
+    def changed(self, **changes: Any) -> "Account":
+        """Return the account with changes that end its tokens."""
+        return msgspec.structs.replace(self, stamp=new_stamp(), **changes)
+
+    def encoded(self) -> bytes:
+        """Return the record's value."""
+        return msgspec.json.encode(self)
 
 
 class Revocation(msgspec.Struct, frozen=True):
@@ -66,6 +81,9 @@ class Directory:
                 self._apply_revocation(tenant, record_id, value)
         except (msgspec.MsgspecError, ValueError):
             self.unreadable += 1
+            # It may have said that somebody is to be kept out.
+            if kind == ACCOUNT:
+                self.accounts.pop((tenant, record_id), None)
 
     def _apply_account(self, tenant: str, name: str, value: bytes | None) -> None:
         if not value:
@@ -96,6 +114,15 @@ class Directory:
             return
         self.revoked[tenant, token_id] = msgspec.json.decode(value, type=Revocation).until_s
 
+    def accounts_of(self, tenant: str) -> list[Account]:
+        """Return a tenant's accounts by name."""
+        return [account for (owner, _), account in sorted(self.accounts.items()) if owner == tenant]
+
+    def keys_of(self, tenant: str) -> list[ApiKeyRecord]:
+        """Return a tenant's API keys, oldest first."""
+        mine = (record for record in self.keys.values() if record.tenant == tenant)
+        return sorted(mine, key=lambda record: (record.created_s, record.id))
+
     def forget_expired(self, now_s: int) -> list[tuple[str, str]]:
         """Drop revocations of what has expired; return them as ``(tenant, id)``: their records can be removed."""
         gone = [key for key, until_s in self.revoked.items() if until_s <= now_s]
@@ -103,23 +130,21 @@ class Directory:
             del self.revoked[key]
         return gone
 
-    def check(self, principal: Principal, issued_s: int, family: str = "") -> Principal:
+    def check(self, principal: Principal) -> Principal:
         """Return one whose credential is valid as such, with the role it has now.
 
         Raises:
             Refused: revoked, or the account is gone, disabled, or has other credentials by now.
         """
         tenant = principal.tenant
-        if (tenant, principal.credential_id) in self.revoked or (tenant, FAMILY + family) in self.revoked:
+        if (tenant, principal.credential_id) in self.revoked or (tenant, FAMILY + principal.family) in self.revoked:
             raise Refused("revoked")
         if principal.how is not How.LOGIN:
             return principal
         account = self.accounts.get((tenant, principal.subject))
         if account is None or account.is_disabled:
             raise Refused("no such account any more")
-        if issued_s < account.sessions_from_s:
+        if principal.stamp != account.stamp:
             raise Refused("issued before the account changed")
         role = min(principal.role, Role(account.role))
-        return Principal(
-            principal.subject, TenantId(tenant), role, principal.how, principal.credential_id, principal.expires_s
-        )
+        return replace(principal, role=role, must_change=account.must_change)

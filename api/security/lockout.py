@@ -49,6 +49,16 @@ class Lockout:
         while len(self._failures) > REMEMBERED:
             self._failures.popitem(last=False)
 
+    def take_back(self, name: str) -> None:
+        """Take back one failure that was none; those before it stay."""
+        failures = self._failures.get(name)
+        if failures is not None:
+            failures.count -= 1
+            if failures.count <= FREE_TRIES:
+                failures.until_s = failures.last_s
+            if failures.count <= 0:
+                del self._failures[name]
+
     def note_success(self, name: str) -> None:
         """Forget the failures of one who got in."""
         self._failures.pop(name, None)

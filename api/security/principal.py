@@ -42,6 +42,8 @@ class Principal:
         subject: account or key, unique within its tenant and ``how``.
         credential_id: token or key by which it came: what a revocation names.
         expires_s: Unix time at which the credential ends; 0 never.
+        family: of the login it comes from; stamp: of its account then; both empty where there is none.
+        must_change: the password was given out once: it may do nothing but be replaced.
     """
 
     subject: str
@@ -50,6 +52,9 @@ class Principal:
     how: How
     credential_id: str
     expires_s: int = 0
+    family: str = ""
+    stamp: str = ""
+    must_change: bool = False
 
     @property
     def name(self) -> str:

@@ -4,10 +4,12 @@ Rules of RFC 8725: the algorithms are fixed by configuration and never taken fro
 required, issuer and audience are compared exactly, and the kind of token (``typ``, RFC 9068) too. Time is an argument.
 """
 
+import hashlib
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey
@@ -61,6 +63,8 @@ def _decoded(token: str, key: Any, algorithms: Sequence[str], typ: Sequence[str]
 def _tenant_of(value: object) -> TenantId:
     if not isinstance(value, str) or not 0 < len(value.encode()) <= MAX_NAME_BYTES or not value.isprintable():
         raise Refused("no tenant in the token")
+    if ":" in value:  # its records in `drift-controls` would be another tenant's
+        raise Refused("a tenant with a colon in its name")
     return TenantId(value)
 
 
@@ -73,6 +77,17 @@ class Issued:
     access_expires_s: int
     refresh_id: str
     refresh_expires_s: int
+
+
+class Refresh(NamedTuple):
+    """What a refresh token says. ``id`` is its own, ``family`` that of the login it comes from."""
+
+    account: str
+    tenant: TenantId
+    id: str
+    family: str
+    expires_s: int
+    stamp: str
 
 
 class OwnTokens:
@@ -97,14 +112,16 @@ class OwnTokens:
             raise ConfigurationError("the signing key of the API must be one of the curve P-256 (prime256v1)")
         self._private, self._public = key, key.public_key()
 
-    def issue(self, account: str, tenant: TenantId, role: Role, now_s: int, family: str = "") -> Issued:
+    def issue(
+        self, account: str, tenant: TenantId, role: Role, now_s: int, family: str = "", stamp: str = ""
+    ) -> Issued:
         """Return tokens for one who has logged in.
 
         Args:
-            family: of the login that is refreshed; a new login starts one.
+            family: of the login that is refreshed; a new login starts one. stamp: of the account as it is.
         """
         refresh_id = secrets.token_hex(16)
-        common = {"iss": ISSUER, "aud": AUDIENCE, "sub": account, "iat": now_s, "tenant": tenant}
+        common = {"iss": ISSUER, "aud": AUDIENCE, "sub": account, "iat": now_s, "tenant": tenant, "stamp": stamp}
         access = {**common, "exp": now_s + ACCESS_LIFE_S, "jti": secrets.token_hex(16), "role": role.name.lower()}
         access["family"] = family or refresh_id
         refresh = {**common, "exp": now_s + REFRESH_LIFE_S, "jti": refresh_id, "family": family or refresh_id}
@@ -134,18 +151,21 @@ class OwnTokens:
             How.LOGIN,
             str(claims["jti"]),
             int(claims["exp"]),
+            str(claims.get("family", "")),
+            str(claims.get("stamp", "")),
         )
-        return principal, str(claims.get("family", ""))
+        return principal, principal.family
 
-    def verify_refresh(self, token: str, now_s: int) -> tuple[str, TenantId, str, str, int]:
-        """Return ``(account, tenant, id, family, expires_s)`` of a refresh token.
+    def verify_refresh(self, token: str, now_s: int) -> "Refresh":
+        """Return what a refresh token says.
 
         Raises:
             Refused: it is none.
         """
         claims = self._claims(token, REFRESH, now_s)
         tenant = _tenant_of(claims.get("tenant"))
-        return str(claims["sub"]), tenant, str(claims["jti"]), str(claims.get("family", "")), int(claims["exp"])
+        family, stamp = str(claims.get("family", "")), str(claims.get("stamp", ""))
+        return Refresh(str(claims["sub"]), tenant, str(claims["jti"]), family, int(claims["exp"]), stamp)
 
     def _claims(self, token: str, typ: str, now_s: int) -> dict[str, Any]:
         expected = {"audience": AUDIENCE, "issuer": ISSUER, "options": {"require": _REQUIRED, **_UNTIMED}}
@@ -161,6 +181,7 @@ class ProviderRules:
     Attributes:
         tenant_claim, role_claim: where tenant and role stand; a path with dots reaches into objects.
         roles: the provider's values to ours; of several the one that may most.
+        tenants: for which it may speak; ``*`` is any.
         typ: kinds of token accepted; many providers say ``JWT`` of access tokens, and of ID tokens too.
     """
 
@@ -171,6 +192,7 @@ class ProviderRules:
     role_claim: str = "roles"
     roles: Mapping[str, str] = field(default_factory=lambda: {role.name.lower(): role.name.lower() for role in Role})
     typ: tuple[str, ...] = (ACCESS,)
+    tenants: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
         unknown = set(self.algorithms) - ASYMMETRIC
@@ -210,7 +232,11 @@ def verify_provider_token(token: str, key: Any, rules: ProviderRules, now_s: int
     if not roles:
         raise Refused("no role in the token")
     tenant = _tenant_of(_claim(claims, rules.tenant_claim))
-    credential = str(claims.get("jti") or f"{claims['sub']}:{claims['iat']}")
+    if "*" not in rules.tenants and tenant not in rules.tenants:
+        raise Refused("the provider may not speak for this tenant")
+    # Hashed with its issuer, so that no provider can name a token of ours or of another one.
+    named_by = json.dumps([rules.issuer, claims.get("jti") or [claims["sub"], claims["iat"]]])
+    credential = f"provider-{hashlib.sha256(named_by.encode()).hexdigest()[:32]}"
     return Principal(str(claims["sub"]), tenant, max(roles), How.PROVIDER, credential, int(claims["exp"]))
 
 

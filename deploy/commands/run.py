@@ -18,6 +18,9 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from api.security.access import FIRST_ADMIN
+from api.security.passwords import one_time_password
+from deploy.access_file import NAME as ACCOUNTS_FILE
 from deploy.embedded import Embedded
 from deploy.live_view import follow_events, line_of, progress_bar
 from deploy.serving import Grace, stop_once
@@ -96,7 +99,8 @@ async def _run(embedded: Embedded, console: Console, once: bool, with_sample: bo
             await embedded.start()
         settings = embedded.settings
         console.print(f"Kafka     {settings.kafka.bootstrap}", highlight=False)
-        console.print(f"API       http://{settings.api.host}:{settings.api.port}/openapi.json", highlight=False)
+        console.print(f"API       {_base_url(embedded)}/openapi.json", highlight=False)
+        _show_account(embedded, console)
         work = asyncio.ensure_future(_replay_and_report(embedded, console, speed) if with_sample else _idle(console))
         stopping = asyncio.ensure_future(stop.wait())
         crashed = asyncio.ensure_future(embedded.worker.run_until(stop))
@@ -115,6 +119,17 @@ async def _run(embedded: Embedded, console: Console, once: bool, with_sample: bo
         Grace(embedded.grace_ms + _OTHERS_GRACE_MS).begin()
         with console.status("stopping ..."):
             await embedded.stop()
+
+
+def _show_account(embedded: Embedded, console: Console) -> None:
+    """Say who may log in; the one-time password stands on the terminal alone, and in no log."""
+    first = embedded.first_admin
+    if first is None:
+        tenant = embedded.settings.api.auth.admin_tenant
+        said = f"Account   of tenant {tenant}, with the password chosen before (lost: stop, delete {ACCOUNTS_FILE})"
+    else:
+        said = f"Account   {first.account} of tenant {first.tenant}, one-time password {first.password}"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 async def _idle(console: Console) -> None:
@@ -227,8 +242,9 @@ async def _report(embedded: Embedded, console: Console, seen: Seen, flows: int) 
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(seen.by_kind().items()))
     console.print(f"  findings: {kinds or 'none'}", highlight=False)
     incidents = _incidents(seen.events)
+    key = embedded.key_for_myself(SAMPLE_TENANT)
     for incident in incidents:
-        await _report_causes(embedded, console, incident)
+        await _report_causes(embedded, console, incident, key)
     _report_next_steps(embedded, console, incidents)
 
 
@@ -274,20 +290,20 @@ def _injected_near(incident: Incident) -> str:
 
 
 def _base_url(embedded: Embedded) -> str:
-    return f"http://{embedded.settings.api.host}:{embedded.settings.api.port}"
+    host = embedded.settings.api.host
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{embedded.settings.api.port}"
 
 
-def _get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=30) as response:
+def _get(url: str, key: str) -> Any:
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"X-API-Key": key}), timeout=30) as response:
         return json.load(response)
 
 
-async def _report_causes(embedded: Embedded, console: Console, incident: Incident) -> None:
+async def _report_causes(embedded: Embedded, console: Console, incident: Incident, key: str) -> None:
     worst = incident.worst
-    query = urlencode(
-        {"tenant": worst.tenant, "lane": worst.lane, "since": incident.since_ms, "until": incident.until_ms}
-    )
-    report = await asyncio.to_thread(_get, f"{_base_url(embedded)}/v1/root-cause?{query}")
+    query = urlencode({"lane": worst.lane, "since": incident.since_ms, "until": incident.until_ms})
+    report = await asyncio.to_thread(_get, f"{_base_url(embedded)}/v1/root-cause?{query}", key)
     when = datetime.fromtimestamp(incident.since_ms / 1000, UTC).strftime("%H:%M:%S")
     title = Text(f"\n  incident at {when}: ")
     title.append(f"{worst.title} ({len(incident.opened)} findings)", style="bold")
@@ -304,14 +320,26 @@ async def _report_causes(embedded: Embedded, console: Console, incident: Inciden
         console.print(f"    what was injected then: {injected}", style="green", highlight=False)
 
 
+def _login_line(embedded: Embedded) -> str:
+    """Return a shell line that logs in; the first time it also replaces the one-time password, as it must be."""
+    first = embedded.first_admin
+    body = {"tenant": embedded.settings.api.auth.admin_tenant, "account": FIRST_ADMIN, "password": "YOUR PASSWORD"}
+    if first is not None:
+        # Made up anew each time: a phrase printed for everybody would be everybody's password. Or choose your own.
+        body |= {"password": first.password, "new_password": one_time_password()}
+    sent = f"-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+    return (
+        f'TOKEN=$(curl -s {_base_url(embedded)}/v1/sessions {sent} | sed \'s/.*"access_token":"\\([^"]*\\)".*/\\1/\')'
+    )
+
+
 def _report_next_steps(embedded: Embedded, console: Console, incidents: list[Incident]) -> None:
     settings = embedded.settings
     base = f"{_base_url(embedded)}/v1"
-    path = f"/windows?tenant={SAMPLE_TENANT}"
-    if incidents:
-        path = f"/root-cause?tenant={SAMPLE_TENANT}&event_id={incidents[0].worst.event_id}"
+    path = f"/root-cause?event_id={incidents[0].worst.event_id}" if incidents else "/windows"
     lines = (
-        ("root causes over HTTP", f"curl -s '{base}{path}'"),
+        ("log in over HTTP", _login_line(embedded)),
+        ("root causes over HTTP", f"curl -s -H \"Authorization: Bearer $TOKEN\" '{base}{path}'"),
         (
             "SQL over what is stored",
             f'{DRIFT} sql --data {embedded.folder} "SELECT kind, src, dst, max(risk_score) AS risk '
@@ -323,7 +351,7 @@ def _report_next_steps(embedded: Embedded, console: Console, incidents: list[Inc
             f"{settings.topics.name('drift_events')} --timeout 15",
         ),
     )
-    console.print("\nThree things to try next:", style="bold")
+    console.print("\nThings to try next:", style="bold")
     for title, command in lines:
         console.print(f"  {title}:", style="dim")
         console.print(f"    {command}", markup=False, highlight=False, soft_wrap=True)

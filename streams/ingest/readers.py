@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from models.graph.logic import LOGIC_VERSION
+from schemas.access_records import is_access_record
 from schemas.dead_letter import MAX_PAYLOAD_BYTES, DeadLetter, Reason
 from schemas.errors import ConfigurationError
 from schemas.ids import end_position, partition_of, position_of
@@ -39,6 +40,8 @@ from streams.sources.registry import source_format
 TENANT_SETTINGS = "tenant-settings"
 """Kind of control whose value must be a map of numbers."""
 
+_ACCESS = "access record"
+"""Kind under which records of accounts and keys are counted as skipped."""
 _HEADERS_REMEMBERED = 1_000
 _ALONE_AS = {"canonical-arrow": "canonical"}
 """Formats of which a single record is kept in another."""
@@ -393,7 +396,11 @@ class ReplayReader:
 
 
 class ControlReader:
-    """Reads `drift-controls`: each record goes to its tenant's partition; the coordinates go to all."""
+    """Reads `drift-controls`: each record goes to its tenant's partition; the coordinates go to all.
+
+    Records of accounts and keys are passed over and nothing of them is kept, whole or damaged: they hold hashes of
+    passwords, which have no business in the tenants' log, in a state, or among dead letters.
+    """
 
     commits = False
     lane = None
@@ -407,7 +414,11 @@ class ControlReader:
         """Return the chunk's records; see `SourceReader`."""
         controls: list[list[Control]] = [[] for _ in range(self._targets)]
         rejected: list[Rejected] = []
+        skipped: Counter[str] = Counter()
         for number, (key, value) in enumerate(zip(chunk.keys, chunk.values, strict=True)):
+            if is_access_record(key):
+                skipped[_ACCESS] += 1
+                continue
             try:
                 control = read_control(key, value, position_of(int(chunk.offsets[number]), 0))
                 controls[partition_of(control.tenant, self._targets)].append(control)
@@ -415,13 +426,13 @@ class ControlReader:
                 rejected.append(Rejected(number, WHOLE_MESSAGE, refusal.reason, refusal.detail, value or b""))
         letters = [
             *_dead_letters(chunk, rejected, self._format, self.source),
-            *_corrupt(chunk, self._format, self.source),
+            *(msgspec.structs.replace(letter, payload=b"") for letter in _corrupt(chunk, self._format, self.source)),
         ]
         upto = end_position(chunk.next_offset - 1)
         dead = _positions(letters)
         origin = Origin(self.source, chunk.partition, worker, as_of_ms)
         records = [_control_records(mine, origin, after, upto, dead) for mine in controls]
-        return Encoded(records, letters, upto, sum(map(len, controls)))
+        return Encoded(records, letters, upto, sum(map(len, controls)), skipped=skipped)
 
 
 def read_control(key: bytes | None, value: bytes | None, position: int) -> Control:

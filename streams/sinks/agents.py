@@ -1,4 +1,4 @@
-"""The sink agents on Faust: `drift-events` and `graph-windows` into ClickHouse, committed once they are in."""
+"""The sink agents on Faust: events, windows and audit records into ClickHouse, committed once they are in."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from faust.types import TP
 from schemas.errors import ConfigurationError
 from streams.batching import Chunk, CorruptBatch, batched_topic, commit
 from streams.metrics import Metrics
-from streams.sinks.rows import RowsOf, drift_rows, graph_rows
+from streams.sinks.rows import RowsOf, audit_rows, drift_rows, graph_rows
 from streams.sinks.writer import FIRST_BACKOFF_S, LONGEST_BACKOFF_S, Message, PartitionWriter, Poison
 
 logger = logging.getLogger(__name__)
@@ -148,9 +148,11 @@ def register_sinks(
     *,
     drift_events: str,
     graph_windows: str,
+    audit: str,
 ) -> list[SinkAgent]:
-    """Register both sink agents on ``app``."""
+    """Register the sink agents on ``app``."""
     return [
         SinkAgent(app, drift_events, drift_rows, connect, database, on_poison, metrics),
         SinkAgent(app, graph_windows, graph_rows, connect, database, on_poison, metrics),
+        SinkAgent(app, audit, audit_rows, connect, database, on_poison, metrics),
     ]

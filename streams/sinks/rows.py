@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from schemas.audit import decode_audit
 from schemas.drift import DriftEvent
 from schemas.errors import WireFormatError
 from schemas.graph import GRAPH_CHUNK_VERSION, MEASURES, GraphChunk, chunk_columns, chunk_overflow, decode_chunk
 from schemas.ocsf import decode_event
-from schemas.tables import DRIFT_EVENTS, EDGES_1M, KNOWN_BY, WINDOWS, Partitioning, TableDeclaration
+from schemas.tables import AUDIT_LOG, DRIFT_EVENTS, EDGES_1M, KNOWN_BY, WINDOWS, Partitioning, TableDeclaration
 
 IntColumn = npt.NDArray[np.int64]
 DAY_MS = 86_400_000
@@ -64,7 +65,7 @@ def arrow_schema(table: TableDeclaration) -> Any:
     return pa.schema([(name, _ARROW_TYPES[kind]) for name, kind in table.sent_columns.items()])
 
 
-_SCHEMAS = {table.name: arrow_schema(table) for table in (EDGES_1M, WINDOWS, DRIFT_EVENTS)}
+_SCHEMAS = {table.name: arrow_schema(table) for table in (EDGES_1M, WINDOWS, DRIFT_EVENTS, AUDIT_LOG)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,3 +230,18 @@ def drift_rows(value: bytes) -> Rows:
         WireFormatError: the bytes are no drift event.
     """
     return event_row(decode_event(value), value.decode())
+
+
+_SAME_IN_AUDIT = ("tenant", "id", "actor", "action", "outcome", "target", "detail", "address", "request_id")
+
+
+def audit_rows(value: bytes) -> Rows:
+    """Read one message of `drift-audit`.
+
+    Raises:
+        WireFormatError: the bytes are no audit record.
+        pyarrow.ArrowInvalid, OverflowError: a value fits no column.
+    """
+    record = decode_audit(value)
+    columns = {name: [getattr(record, name)] for name in _SAME_IN_AUDIT} | {"time": [record.time_ms]}
+    return _rows(AUDIT_LOG, record.time_ms, columns)

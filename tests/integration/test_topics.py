@@ -28,6 +28,7 @@ async def test_topics_are_made_once_with_their_partitions(bootstrap: str, settin
 
     expected = dict.fromkeys((settings.topics.name(topic.role) for topic in INTERNAL_AND_PUBLIC), 5)
     expected[settings.topics.name("dead_letter")] = 3
+    expected[settings.topics.name("audit")] = 1
     expected[settings.flows[0].topic] = 5
     assert made == expected
     assert await ensure_topics(settings) == made

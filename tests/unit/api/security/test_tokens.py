@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+from dataclasses import replace
 from typing import Any
 
 import jwt
@@ -71,7 +72,7 @@ def claims(**changes: Any) -> dict[str, Any]:
 
 
 def test_what_is_issued_is_taken_until_it_expires(tokens: OwnTokens) -> None:
-    issued = tokens.issue("ann", ACME, Role.OPERATOR, NOW_S)
+    issued = tokens.issue("ann", ACME, Role.OPERATOR, NOW_S, stamp="s1")
     principal, family = tokens.verify(issued.access, NOW_S + 1)
     assert (principal.subject, principal.tenant, principal.role, principal.how) == (
         "ann",
@@ -80,9 +81,9 @@ def test_what_is_issued_is_taken_until_it_expires(tokens: OwnTokens) -> None:
         How.LOGIN,
     )
     assert family == issued.refresh_id
-    account, tenant, token_id, same_family, expires_s = tokens.verify_refresh(issued.refresh, NOW_S + 1)
-    assert (account, tenant, token_id, same_family) == ("ann", ACME, issued.refresh_id, family)
-    assert expires_s == NOW_S + REFRESH_LIFE_S
+    refresh = tokens.verify_refresh(issued.refresh, NOW_S + 1)
+    assert (refresh.account, refresh.tenant, refresh.id, refresh.family) == ("ann", ACME, issued.refresh_id, family)
+    assert (refresh.stamp, principal.stamp, refresh.expires_s) == ("s1", "s1", NOW_S + REFRESH_LIFE_S)
     tokens.verify(issued.access, NOW_S + ACCESS_LIFE_S + LEEWAY_S - 1)
     with pytest.raises(Refused, match="expired"):
         tokens.verify(issued.access, NOW_S + ACCESS_LIFE_S + LEEWAY_S)
@@ -248,6 +249,21 @@ def test_a_provider_may_sign_with_its_own_algorithms_alone(rsa_key: rsa.RSAPriva
             ProviderRules(issuer="i", audience="a", algorithms=bad)
     with pytest.raises(ConfigurationError):
         ProviderRules(issuer="i", audience="a", roles={"x": "root"})
+
+
+def test_a_provider_speaks_for_its_tenants_alone(rsa_key: rsa.RSAPrivateKey) -> None:
+    token, public = signed(rsa_key), rsa_key.public_key()
+    assert verify_provider_token(token, public, replace(RULES, tenants=("acme", "x")), NOW_S).tenant == ACME
+    with pytest.raises(Refused, match="may not speak"):
+        verify_provider_token(token, public, replace(RULES, tenants=("globex",)), NOW_S)
+
+
+def test_no_provider_names_the_token_of_another(rsa_key: rsa.RSAPrivateKey) -> None:
+    public = rsa_key.public_key()
+    mine = verify_provider_token(signed(rsa_key, jti="family:x"), public, RULES, NOW_S).credential_id
+    again = verify_provider_token(signed(rsa_key, jti="family:x"), public, RULES, NOW_S).credential_id
+    other = verify_provider_token(signed(rsa_key, jti="y"), public, RULES, NOW_S).credential_id
+    assert mine == again != other and "family" not in mine and ":" not in mine
 
 
 def test_short_keys_are_refused() -> None:

@@ -12,6 +12,7 @@ from schemas.ids import end_position, partition_of, position_of
 from schemas.settings import FlowTopic, LaneSettings
 from schemas.tenant_log import ACTIVE, ENDED, MAX_RECORD_BYTES, LaneConfig, LogRecord, Member, decode_record
 from schemas.topics import HEADER_END, HEADER_LANE
+from streams.batching import CorruptBatch
 from streams.dead_letters import decode_dead_letter, encode_dead_letter
 from streams.ingest.chain import position_before
 from streams.ingest.chunk import Headers, MessageChunk, chunk_of
@@ -209,6 +210,38 @@ def test_a_sound_inventory_passes_and_so_does_its_removal() -> None:
     value = b'{"addresses":[{"cidr":"10.0.0.0/8","name":"corp"}]}'
     encoded = controls([(b"acme:inventory:main", value), (b"acme:inventory:main", None), (b"acme:inventory:b", b"{}")])
     assert (encoded.rows, encoded.dead_letters) == (3, [])
+
+
+HASH = b"$argon2id$v=19$m=65536,t=3,p=4$c2FsdA$aGFzaA"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"acme:account:ann", b'{"password_hash":"' + HASH + b'"}'),
+        (b"acme:api-key:0123456789abcdef", b'{"secret_sha256":"' + HASH + b'"}'),
+        (b"acme:revocation:family:x", b'{"until_s":1}'),
+        (b"acme:account:ann", None),
+        (b"acme:account", HASH),  # damaged: no dead letter either
+        (b":account:ann", HASH),
+        (b"acme:account:ann", HASH + b"x" * (MAX_PAYLOAD_BYTES + 1)),
+    ],
+)
+def test_records_of_accounts_and_keys_never_leave_their_topic(key: bytes, value: bytes | None) -> None:
+    encoded = controls([(b"acme:whitelist:1", b"{}"), (key, value), (b"acme:whitelist:2", b"{}")])
+    assert (encoded.rows, encoded.skipped.total(), encoded.dead_letters) == (2, 1, [])
+    assert all(HASH not in data and b"ann" not in data for mine in encoded.records for data in mine)
+    assert encoded.upto == end_position(2)
+    records_of(encoded)
+
+
+def test_a_batch_of_controls_that_cannot_be_read_is_said_and_its_bytes_are_not_kept() -> None:
+    empty, corrupt = chunk_of("drift-controls", 2, 0, []), CorruptBatch(0, 3, "checksum", HASH, 4)
+    chunk = MessageChunk("drift-controls", 2, 0, 4, empty.offsets, [], [], [], [], corrupt=corrupt)
+    encoded = ControlReader("drift-controls#1", TARGETS).encode(chunk, -1, "w", 1)
+    (one,) = encoded.dead_letters
+    assert (one.reason, one.payload, one.offset) == (Reason.CORRUPT_BATCH, b"", 0)
+    assert "checksum" in one.detail
 
 
 def test_many_controls_are_cut_into_small_records() -> None:
