@@ -14,6 +14,7 @@ _COMMANDS = {
     "run": "deploy.commands.run:run",
     "worker": "deploy.commands.worker:worker",
     "api": "deploy.commands.api:api",
+    "accounts": "deploy.commands.accounts:accounts",
     "replay": "deploy.commands.replay:replay",
     "backtest": "deploy.commands.backtest:backtest",
     "evaluate": "deploy.commands.evaluate:evaluate",

@@ -36,6 +36,12 @@ def read_signing_key(settings: AuthSettings) -> bytes:
         ) from None
 
 
+def new_key_pem() -> bytes:
+    """Return a new P-256 key in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
 def own_signing_key(folder: Path) -> bytes:
     """Return the key in a folder, made at the first call; only its owner may read it.
 
@@ -45,12 +51,10 @@ def own_signing_key(folder: Path) -> bytes:
     path = folder / NAME
     try:
         if not path.exists():
-            key = ec.generate_private_key(ec.SECP256R1())
-            pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
             new = path.with_suffix(".new")
             new.unlink(missing_ok=True)
             with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(pem)
+                file.write(new_key_pem())
             new.replace(path)
         return path.read_bytes()
     except OSError as error:

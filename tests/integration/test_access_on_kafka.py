@@ -1,16 +1,24 @@
 """Accounts in `drift-controls` and audit records in `drift-audit`, on a real broker."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+import yaml
+from click.testing import CliRunner
 
 from api.security.directory import Directory, Revocation
+from api.security.passwords import Passwords
 from api.security.principal import Role
+from deploy.cli import cli
 from schemas.access_records import ACCOUNT, REVOCATION, RecordsUnavailable
 from schemas.audit import AuditRecord, decode_audit
+from schemas.errors import ConfigurationError
 from schemas.settings import Settings
 from streams.audit_log import KafkaAuditLog
 from streams.control_log import KafkaControlLog
@@ -98,6 +106,42 @@ async def test_without_kafka_nobody_is_let_in_and_nothing_is_written(settings_fo
             await log.write("acme", ACCOUNT, "ann", b"{}")
     finally:
         await log.stop()
+
+
+def drift(config: Path, *arguments: str) -> Any:
+    return CliRunner().invoke(cli, ["--config", str(config), "accounts", *arguments])
+
+
+async def test_the_operator_makes_the_first_account_of_a_tenant(
+    kafka_bootstrap: str, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    settings, config = settings_for(kafka_bootstrap), tmp_path / "drift.yaml"
+    topics = settings.topics.model_dump(mode="json")
+    config.write_text(yaml.safe_dump({"kafka": {"bootstrap": kafka_bootstrap}, "topics": topics}))
+
+    made = await asyncio.to_thread(drift, config, "add", "ann", "--tenant", "acme", "--role", "admin", "--json")
+    assert made.exit_code == 0, made.output
+    password = json.loads(made.stdout)["one_time_password"]
+    async with process(settings) as (_, directory):
+        account = directory.accounts["acme", "ann"]
+        assert account.must_change and await Passwords().verify(account.password_hash, password)
+        assert len(directory.accounts) == 1  # no first administrator of another tenant
+
+    listed = await asyncio.to_thread(drift, config, "list", "--tenant", "acme")
+    assert listed.stdout == "ann\tadmin\tone-time password\n"
+    for arguments, said in (
+        (("add", "ann", "--tenant", "acme"), "There is an account ann already"),
+        (("add", "a b", "--tenant", "acme"), "a name has 1 to 64"),
+        (("add", "ann", "--tenant", "a:b"), "without colons"),
+        (("remove", "ann", "--tenant", "acme"), "another account administrator"),
+        (("remove", "bob", "--tenant", "acme"), "does not exist"),
+    ):
+        refused = await asyncio.to_thread(drift, config, *arguments)
+        assert isinstance(refused.exception, ConfigurationError) and said in str(refused.exception)
+    await asyncio.to_thread(drift, config, "add", "bob", "--tenant", "acme", "--role", "admin")
+    assert (await asyncio.to_thread(drift, config, "remove", "ann", "--tenant", "acme")).exit_code == 0
+    listed = await asyncio.to_thread(drift, config, "list", "--tenant", "acme", "--json")
+    assert [json.loads(line)["account"] for line in listed.stdout.splitlines()] == ["bob"]
 
 
 async def test_audit_records_reach_their_topic(kafka_bootstrap: str, settings_for: Callable[..., Settings]) -> None:
