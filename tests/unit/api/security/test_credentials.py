@@ -159,3 +159,24 @@ def test_failures_are_forgotten_in_time_and_bounded_in_number() -> None:
     for number in range(REMEMBERED + 10):
         lockout.note_failure(f"n{number}", NOW_S)
     assert len(lockout._failures) == REMEMBERED
+
+
+def test_a_try_that_was_right_takes_back_its_own_failure_alone() -> None:
+    lockout = Lockout()
+    for _ in range(FREE_TRIES + 3):
+        lockout.note_failure("192.0.2.1", NOW_S)
+    waits = lockout.wait_s("192.0.2.1", NOW_S)
+    lockout.note_failure("192.0.2.1", NOW_S)
+    lockout.take_back("192.0.2.1")
+    assert lockout.wait_s("192.0.2.1", NOW_S) >= waits  # the others' failures still count
+    lockout.note_failure("192.0.2.2", NOW_S)
+    lockout.take_back("192.0.2.2")
+    lockout.take_back("192.0.2.2")
+    assert "192.0.2.2" not in lockout._failures
+
+
+def test_an_account_record_that_cannot_be_read_keeps_nobody_in() -> None:
+    directory = Directory()
+    stored(directory, ACCOUNT, "ann", account())
+    directory.apply("acme", ACCOUNT, "ann", b"{")
+    assert not directory.accounts

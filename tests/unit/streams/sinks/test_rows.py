@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from schemas.audit import AuditRecord, encode_audit
 from schemas.drift import Activity, Severity
 from schemas.errors import WireFormatError
 from schemas.graph import MEASURE_INDEX, MEASURES, chunk_window, encode_chunk
 from schemas.ocsf import encode_event
-from schemas.tables import DRIFT_EVENTS, EDGES_1M, WINDOWS
-from streams.sinks.rows import arrow_schema, drift_rows, edge_rows, event_row, graph_rows, window_row
+from schemas.tables import AUDIT_LOG, DRIFT_EVENTS, EDGES_1M, WINDOWS
+from streams.sinks.rows import arrow_schema, audit_rows, drift_rows, edge_rows, event_row, graph_rows, window_row
 from tests.builders_clickhouse import HOUR_MS, MINUTE_MS, make_event, make_window, messages_of
 
 
@@ -153,3 +154,16 @@ def test_an_event_message_becomes_the_row_of_its_event():
     assert rows.batch.equals(event_row(event, value.decode()).batch)
     with pytest.raises(WireFormatError, match="drift event cannot be read"):
         drift_rows(b"{}")
+
+
+def test_an_audit_record_is_one_row_and_other_bytes_are_refused():
+    record = AuditRecord(
+        "r1", "acme", 1_769_860_800_123, "login:ann", "session.login", "refused", detail="wrong password"
+    )
+    rows = audit_rows(encode_audit(record))
+    [row] = rows.batch.to_pylist()
+    assert (rows.table, row["tenant"], row["id"], row["outcome"]) == (AUDIT_LOG, "acme", "r1", "refused")
+    assert int(row["time"].timestamp() * 1_000) == record.time_ms
+    for bad in (b"", b"{}", b"\xff", encode_audit(msgspec.structs.replace(record, v=9))):
+        with pytest.raises(WireFormatError):
+            audit_rows(bad)
