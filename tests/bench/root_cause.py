@@ -33,6 +33,7 @@ from models.rca.evidence import Moves
 from models.rca.propagation import DAMPING, redistribute
 from models.rca.robust import Ints
 from schemas.rca import ServiceWindowEdges
+from tests.rca_graphs import twins
 
 SEED = 7
 ALL_INPUTS = frozenset({Input.TRACES, Input.METRICS})
@@ -268,19 +269,6 @@ def _best_ms(work: Callable[[], object], times: int = 3) -> float:
         work()
         best = min(best, time.perf_counter() - begin)
     return round(best * 1e3, 2)
-
-
-def twins(moves: Moves, nodes: int) -> "nx.DiGraph[int]":
-    """Return the graph on which ErrorRank's walk is networkx's personalised PageRank: node n's twin is nodes + n."""
-    graph: nx.DiGraph[int] = nx.DiGraph()
-    graph.add_nodes_from(range(2 * nodes))
-    kept = 1 - np.bincount(moves.source, moves.share, nodes)
-    graph.add_weighted_edges_from((n, nodes + n, float(kept[n])) for n in range(nodes))
-    graph.add_weighted_edges_from((nodes + n, nodes + n, 1.0) for n in range(nodes))
-    for source, target, share in zip(moves.source.tolist(), moves.target.tolist(), moves.share.tolist(), strict=True):
-        weight = graph.get_edge_data(source, target, {"weight": 0.0})["weight"]
-        graph.add_edge(source, target, weight=weight + share)
-    return graph
 
 
 def _show(result: dict[str, Any]) -> None:
