@@ -90,8 +90,12 @@ class KafkaAuditLog:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             logger.error("%d audit records were not taken by Kafka before the stop", len(self._waiting))
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._producer is not None:
-            await self._producer.stop()
+        try:
+            async with asyncio.timeout(STOP_WITHIN_S):
+                if self._task is not None:
+                    self._task.cancel()
+                    await asyncio.wait({self._task})
+                if self._producer is not None:
+                    await self._producer.stop()
+        except TimeoutError:
+            logger.warning("the stop does not wait for Kafka, which does not answer")

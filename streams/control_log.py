@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 WRITE_TIMEOUT_S = 5.0
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 15.0
+STOP_WITHIN_S = 3.0
 POLL_MS = 500
 SWEEP_EVERY = 1_000
 """Records between two chances for other tasks while the topic is read from its start."""
@@ -59,12 +60,16 @@ class KafkaControlLog:
         self._task = asyncio.create_task(self._follow(), name="follow drift-controls")
 
     async def stop(self) -> None:
-        """Stop following and close the clients."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._producer is not None:
-            await self._producer.stop()
+        """Stop following and close the clients; while Kafka is away they are left as they are after a moment."""
+        try:
+            async with asyncio.timeout(STOP_WITHIN_S):
+                if self._task is not None:
+                    self._task.cancel()
+                    await asyncio.wait({self._task})
+                if self._producer is not None:
+                    await self._producer.stop()
+        except TimeoutError:
+            logger.warning("the stop does not wait for Kafka, which does not answer")
 
     async def _follow(self) -> None:
         backoff_s, is_away = FIRST_BACKOFF_S, False

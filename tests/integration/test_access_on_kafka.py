@@ -20,6 +20,7 @@ from schemas.access_records import ACCOUNT, REVOCATION, RecordsUnavailable
 from schemas.audit import AuditRecord, decode_audit
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings
+from streams import audit_log, control_log
 from streams.audit_log import KafkaAuditLog
 from streams.control_log import KafkaControlLog
 from streams.kafka_clients import make_consumer, make_producer
@@ -105,6 +106,25 @@ async def test_without_kafka_nobody_is_let_in_and_nothing_is_written(settings_fo
         with pytest.raises(RecordsUnavailable):
             await log.write("acme", ACCOUNT, "ann", b"{}")
     finally:
+        await log.stop()
+
+
+class Unstoppable:
+    """A producer that waits for a broker that is away."""
+
+    async def stop(self) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("module", [control_log, audit_log])
+async def test_a_stop_does_not_wait_for_a_broker_that_is_away(
+    settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    monkeypatch.setattr(module, "STOP_WITHIN_S", 0.01)
+    logs: dict[Any, Any] = {control_log: KafkaControlLog, audit_log: KafkaAuditLog}
+    log = logs[module](settings_for("127.0.0.1:1"))
+    log._producer = Unstoppable()
+    async with asyncio.timeout(10):
         await log.stop()
 
 

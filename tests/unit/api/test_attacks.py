@@ -372,7 +372,7 @@ async def asgi(settings: Settings, doors: Doors, messages: Sequence[Any], header
 
     async def receive() -> Message:
         for message in waiting:
-            return message
+            return dict(message)
         await asyncio.Event().wait()
         raise AssertionError
 

@@ -30,7 +30,7 @@ class FakeRedis(limits.aio.strategies.MovingWindowRateLimiter):
             raise StorageError(ConnectionError("10.0.0.7 secret"))
         key = item.key_for(*identifiers)
         self.counts[key] = self.counts.get(key, 0) + 1
-        return self.counts[key] <= item.amount
+        return self.counts[key] <= int(item.amount)
 
     async def get_window_stats(self, item: Any, *identifiers: str) -> Any:
         return limits.WindowStats(1_020, 0)
@@ -41,7 +41,7 @@ async def test_redis_counts_for_all_processes_and_each_for_itself_while_it_is_aw
 ) -> None:
     redis, now_s = FakeRedis(), [1_000.0]
     monkeypatch.setattr(subject, "_redis", lambda storage: redis)
-    settings = LimitSettings(principal_per_minute=2, storage="redis://10.0.0.7")  # type: ignore[arg-type]
+    settings = LimitSettings(principal_per_minute=2, storage="redis://10.0.0.7")
     one, another = (Limits(settings, lambda: now_s[0]) for _ in range(2))
     await one.count_request(ANN)
     await another.count_request(ANN)
@@ -72,9 +72,9 @@ def test_redis_without_its_library_is_said(monkeypatch: pytest.MonkeyPatch) -> N
         import redis  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: F401
     except ImportError:
         with pytest.raises(ConfigurationError, match="pip install"):
-            Limits(LimitSettings(storage="redis://127.0.0.1:1"), lambda: 0.0)  # type: ignore[arg-type]
+            Limits(LimitSettings(storage="redis://127.0.0.1:1"), lambda: 0.0)
     with pytest.raises(ValueError, match="storage"):
-        LimitSettings(storage="memcached://x")  # type: ignore[arg-type]
+        LimitSettings(storage="memcached://x")
 
 
 async def test_addresses_of_one_ipv6_network_are_one_caller() -> None:
