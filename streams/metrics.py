@@ -50,6 +50,12 @@ class Metrics:
             "producer that delays. Skewed rows: mend a producer's clock.",
             ("outcome",),
         )
+        self.halves = counter(
+            "drift_halves",
+            "Halves of calls (spans), by what became of them; they are rows too. Alone: the other end is not traced, "
+            "or its span came late or nowhere. Crowded out: counted alone for want of room; raise max_pending_pairs.",
+            ("outcome",),
+        )
         self.findings_withheld = counter(
             "drift_findings_withheld",
             "Removed edges and drops of rates kept back because a window was incomplete, or the source of a tenant was "

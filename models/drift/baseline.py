@@ -8,7 +8,7 @@ Counts, bytes and latencies are kept as ``log1p``: drift multiplies.
 import numpy as np
 import numpy.typing as npt
 
-from models.graph.registry import ERRORS, SIGNALS
+from models.graph.registry import BYTES, CALLS, ERRORS, SIGNALS
 
 FloatColumn = npt.NDArray[np.float64]
 IntColumn = npt.NDArray[np.int64]
@@ -48,20 +48,31 @@ def signals_of(
     return values
 
 
-def scores_of(values: FloatColumn, mean: FloatColumn, spread: FloatColumn, calls: IntColumn) -> FloatColumn:
+def scores_of(
+    values: FloatColumn,
+    mean: FloatColumn,
+    spread: FloatColumn,
+    calls: IntColumn,
+    scale: FloatColumn,
+    estimated_from: IntColumn,
+) -> FloatColumn:
     """Return robust z-scores, rounded to 6 digits so that comparison does not hang on the last bit.
 
-    The error ratio's spread is at least the binomial one of ``calls`` trials.
+    The error ratio's spread is at least the binomial one of ``calls`` trials, that of a count Poisson's. What was seen
+    is what has these spreads, not what it was multiplied to.
 
     Shapes:
-        values, mean, spread, returns: ``(E, len(SIGNALS))``. calls: ``(E,)``.
+        values, mean, spread, returns: ``(E, len(SIGNALS))``. calls: ``(E,)``, those seen. scale: ``(E,)``, how many
+        calls each stands for. estimated_from: ``(E,)``, records of a sample; 0 where everything was seen.
     """
     floor = np.broadcast_to(SPREAD_FLOOR, values.shape).copy()
     ratio = np.clip(mean[:, ERRORS], 0.0, 1.0)
     binomial = np.sqrt((ratio * (1 - ratio) + 1.0 / np.maximum(calls, 1)) / np.maximum(calls, 1))
     floor[:, ERRORS] = np.maximum(floor[:, ERRORS], binomial)
     # A Poisson count cannot be steadier than its square root; in log units that is 1/sqrt(expected).
-    floor[:, 0] = np.maximum(floor[:, 0], 1.0 / np.sqrt(np.maximum(np.expm1(mean[:, 0]), 1.0)))
+    floor[:, CALLS] = np.maximum(floor[:, CALLS], 1.0 / np.sqrt(np.maximum(np.expm1(mean[:, CALLS]) / scale, 1.0)))
+    volume = np.where(estimated_from > 0, 1.0 / np.sqrt(np.maximum(estimated_from, 1)), 0.0)
+    floor[:, BYTES] = np.maximum(floor[:, BYTES], volume)
     return np.round((values - mean) / np.maximum(spread, floor), 6)
 
 

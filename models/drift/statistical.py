@@ -22,6 +22,10 @@ Mask = npt.NDArray[np.bool_]
 
 MIN_BYTES = 65_536
 """A surge of less than 64 KiB in a window is nobody's exfiltration."""
+SAMPLED = "sampled"
+"""Signal of the evidence that says that the others are estimates."""
+SAMPLED_CONFIDENCE = 0.75
+"""What is left of the confidence in numbers that were estimated from a sample."""
 _UNITS = {CALLS: "calls", BYTES: "bytes", ERRORS: "ratio", P50: "us", P95: "us"}
 _NAMES = {
     CALLS: "calls_per_window",
@@ -38,7 +42,9 @@ class EdgeSignals:
 
     Shapes:
         values, mean, spread, scores: ``(E, len(SIGNALS))`` float64, log1p units but for the error ratio.
-        history: alike, int32. calls, latency_calls: ``(E,)`` int64.
+        history: alike, int32. calls, latency_calls: ``(E,)`` int64, those that were seen, not what they were multiplied
+        to. scale: ``(E,)`` float64, calls that each one seen stands for. sampled: ``(E,)`` int64, records of a sample;
+        0 where everything was seen. sampling: ``(E,)`` int64, one in how many such a sample has.
     """
 
     values: FloatColumn
@@ -48,6 +54,9 @@ class EdgeSignals:
     history: npt.NDArray[np.int32]
     calls: IntColumn
     latency_calls: IntColumn
+    scale: FloatColumn
+    sampled: IntColumn
+    sampling: IntColumn
 
     def take(self, rows: IntColumn) -> "EdgeSignals":
         """Return some of the edges."""
@@ -59,6 +68,9 @@ class EdgeSignals:
             self.history[rows],
             self.calls[rows],
             self.latency_calls[rows],
+            self.scale[rows],
+            self.sampled[rows],
+            self.sampling[rows],
         )
 
 
@@ -82,7 +94,11 @@ def _masks(config: DetectionConfig, signals: EdgeSignals, may_drop: bool) -> dic
             masks[DriftKind.RATE_DROP, CALLS] = drops(config, signals)
         volume, usual_volume = _effects(signals, BYTES)
         masks[DriftKind.BYTES_SURGE, BYTES] = (
-            ripe[:, BYTES] & high[:, BYTES] & (volume >= MIN_BYTES) & (volume >= config.min_effect_ratio * usual_volume)
+            ripe[:, BYTES]
+            & high[:, BYTES]
+            & (volume >= MIN_BYTES)
+            & (volume >= config.min_effect_ratio * usual_volume)
+            & ((signals.sampled == 0) | (signals.sampled >= config.min_calls))
         )
         errors, usual_errors = _effects(signals, ERRORS)
         masks[DriftKind.ERROR_INCREASE, ERRORS] = (
@@ -108,7 +124,7 @@ def drops(config: DetectionConfig, signals: EdgeSignals) -> Mask:
         mask: Mask = (
             (signals.history[:, CALLS] >= config.min_history)
             & (signals.scores[:, CALLS] <= -config.z_threshold)
-            & (usual_calls >= config.min_calls)
+            & (usual_calls >= config.min_calls * signals.scale)
             & (calls * config.min_effect_ratio <= usual_calls)
         )
     return mask
@@ -132,6 +148,20 @@ def evidence_of(signals: EdgeSignals, row: int, signal: int) -> Evidence:
         sample=int(sample),
         history=int(signals.history[row, signal]),
         detector="robust-z",
+    )
+
+
+def sample_of(signals: EdgeSignals, row: int) -> Evidence:
+    """State that the numbers of an edge are estimates: from how many records, which are one in how many."""
+    return Evidence(
+        signal=SAMPLED,
+        observed=float(signals.sampling[row]),
+        expected=1.0,
+        unit="",
+        score=0.0,
+        sample=int(signals.sampled[row]),
+        history=0,
+        detector="sampling",
     )
 
 
@@ -167,6 +197,11 @@ def judge(
     detections = []
     for (row, kind), hits in found.items():
         evidence = tuple(evidence_of(signals, row, signal) for signal in hits)
+        confidence = confidence_of(min(item.history for item in evidence))
+        risk = max(risk_of(kind, item) for item in evidence)
+        if signals.sampled[row]:
+            confidence = int(confidence * SAMPLED_CONFIDENCE)
+            evidence = (*evidence, sample_of(signals, row))
         _, src, dst, port, protocol = identity(row)
         detection = Detection(
             kind=kind,
@@ -177,8 +212,8 @@ def judge(
             edges=(EdgeRef(src, dst, port, protocol),),
             edges_total=1,
             evidence=evidence,
-            risk=max(risk_of(kind, item) for item in evidence),
-            confidence=confidence_of(min(item.history for item in evidence)),
+            risk=risk,
+            confidence=confidence,
             first_seen_ms=window_start_ms,
         )
         detections.append((row, detection))

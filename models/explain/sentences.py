@@ -188,6 +188,9 @@ def _more(count: int, noun: str) -> str:
 def _evidence_sentence(subject: str, item: Evidence, window_ms: int) -> str:
     observed, expected = quantity(item.observed, item.unit), quantity(item.expected, item.unit)
     history = f"{quantity(item.history, 'windows')} of history"
+    if item.signal == "sampled":
+        seen = quantity(item.sample, "records")
+        return f"These numbers are estimates: the source sees 1 in {number(item.observed)}, here {seen}."
     if item.signal in _BEACON:
         facts = f"{_BEACON[item.signal].format(observed=observed)}, over {duration(item.history * window_ms)}"
         facts += f" ({quantity(item.sample, 'contacts')} counted)"

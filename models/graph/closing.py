@@ -136,7 +136,7 @@ def _due(lane: LaneState, quiet_floor: int, tenant_floors: IntColumn | None = No
     ripe = edge["known"] & enough & learned[tenant] & ~edge["gone"] & ~of_open_services(lane, slice(size))
     wait = _removal_wait(lane, tenant, edge["gap_max"])
     removal = np.where(ripe, np.maximum(last, edge["seen_elsewhere"]) + wait, _NO_DEADLINE)
-    busy = np.expm1(edge["mean"][:, CALLS]) >= lane.thresholds("min_calls", tenant)
+    busy = np.expm1(edge["mean"][:, CALLS]) >= lane.thresholds("min_calls", tenant) * edge["scale"]
     drop = np.where(ripe & busy & (edge["gap_max"] == 1) & ~edge["dropped"], last + 1, _NO_DEADLINE)
     return drop, removal
 

@@ -12,6 +12,7 @@ from operator import itemgetter
 import numpy as np
 import numpy.typing as npt
 
+from models.graph.output import ALONE, CROWDED_OUT, PAIRED, REPEATED
 from models.graph.pairing import WAITS, Calls, Met, handles_of
 from schemas.flow import SIDE_SERVER, UNKNOWN
 from schemas.tenant_log import (
@@ -240,10 +241,12 @@ class Halves:
         self._is_held[np.concatenate([server, more_server, repeat, alone, of(met.forgotten)])] = False
         self._is_held[client[table[_AT[LATE], client] > 0]] = False
         joined.counts.update(
-            halves_paired=2 * len(client) + len(more_client),
-            halves_repeated=len(repeat),
-            halves_alone=len(alone),
-            halves_crowded_out=met.crowded_out,
+            {
+                PAIRED: 2 * len(client) + len(more_client),
+                REPEATED: len(repeat),
+                ALONE: len(alone),
+                CROWDED_OUT: met.crowded_out,
+            }
         )
         return joined
 

@@ -67,8 +67,16 @@ def judge_signals(
     )
     values[~on_time | border.scan] = np.nan
     mean, spread, history = edge["mean"][present], edge["spread"][present], edge["history"][present]
-    scores = baseline.scores_of(values, mean, spread, take("calls"))
-    signals = statistical.EdgeSignals(values, mean, spread, scores, history, take("calls"), take("latency_calls"))
+    sampled, flows = take("sampled_flows"), take("flows")
+    # A record of a sample is one call that was seen, whatever it was multiplied to.
+    seen, timed = (np.where(sampled > 0, np.minimum(take(n), flows), take(n)) for n in ("calls", "latency_calls"))
+    scale = np.where(on_time & (seen > 0), take("calls") / np.maximum(seen, 1), edge["scale"][present])
+    edge["scale"][present] = scale
+    scores = baseline.scores_of(values, mean, spread, seen, scale, sampled)
+    sampling = np.rint(take("sampling_sum") / np.maximum(sampled, 1)).astype(np.int64)
+    signals = statistical.EdgeSignals(
+        values, mean, spread, scores, history, seen, timed, scale=scale, sampled=sampled, sampling=sampling
+    )
     eligible = learned & on_time & edge["known"][present] & ~border.open
 
     def identity(row: int) -> tuple[str, str, str, int, int]:

@@ -25,6 +25,7 @@ EDGE_MERGE: dict[str, Callable[[npt.NDArray[Any]], Any]] = {
     "first_seen_ms": np.min,
     "last_index": np.max,
     "gap_max": np.max,
+    "scale": np.max,
     "gone": np.logical_and.reduce,
     "vouched": np.bitwise_or.reduce,
     "seen_elsewhere": np.max,

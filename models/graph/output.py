@@ -10,6 +10,10 @@ from schemas.graph import ClosedWindow
 WITHHELD = "withheld"
 """Count of findings, not rows: removed edges and drops of rates that an incomplete window kept back, and removed edges
 that another lane of the tenant still sees."""
+PAIRED, REPEATED, ALONE, CROWDED_OUT = "halves_paired", "halves_repeated", "halves_alone", "halves_crowded_out"
+HALVES = {PAIRED: "paired", REPEATED: "repeated", ALONE: "alone", CROWDED_OUT: "crowded_out"}
+"""Counts of folded rows that are halves of calls, which are on time, late or skewed, too. What was crowded out is also
+alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ EDGE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "gone": (np.bool_, 0, 0),  # its removal was reported, in this lane or another
     "vouched": (np.uint8, 0, 0),  # what other lanes had when this one saw it first (models/graph/corroboration.py)
     "seen_elsewhere": (np.int64, NEVER, 0),  # index up to which another lane's sight of it kept its removal back
+    "scale": (np.float64, 1, 0),  # calls that each one seen stood for, in the last window with calls
     "hearsay": (np.bool_, 0, 0),  # told of by halves of calls alone that do not know the client
     "history": (np.int32, 0, len(SIGNALS)),
     "mean": (np.float64, 0, len(SIGNALS)),
@@ -81,7 +82,7 @@ SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "given": (np.bool_, True, 0),  # records say this name themselves; else only our naming brings it about
     **HABIT_COLUMNS,
 }
-COLUMNS_SINCE_4 = frozenset({"hearsay", "vouched", "seen_elsewhere", "given", *RUN_COLUMNS, *HABIT_COLUMNS})
+COLUMNS_SINCE_4 = frozenset({"hearsay", "scale", "vouched", "seen_elsewhere", "given", *RUN_COLUMNS, *HABIT_COLUMNS})
 """Columns of edges and services that states before version 4 do not hold (models/graph/snapshot.py)."""
 
 _DENSE_SPAN = 1 << 16
