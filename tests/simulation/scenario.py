@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 EPOCH_MS = 1_763_850_000_000
 WINDOW_MS = 8_000
@@ -198,13 +198,38 @@ def _messages(
     return messages
 
 
+def _halves(rng: random.Random, tenants: tuple[str, str], stops_s: float | None) -> list[Message]:
+    """Return the two halves of a call in either order, or one that stays alone: neither names the other end."""
+    if rng.random() < 0.6:
+        return []
+    source = _Input(rng, tenants, with_latency=rng.random() < 0.25)
+    tenant, pair, is_alone = tenants[rng.random() < 0.5], rng.randrange(1 << 62), rng.random() < 0.2
+    at_s, later_s = rng.random() * (PRODUCE_S - 4.0), rng.random() * 2.5
+    at_s += RESTART_S if stops_s is not None and at_s > stops_s - 2.5 else 0.0
+    called = "r" if is_alone else "q"
+    sides = [("client", "a", f"ext:{called}"), ("server", "ext:unknown", called)]
+    rng.shuffle(sides)
+    messages: list[Message] = []
+    for (side, src, dst), when_s in zip(sides[: 1 if is_alone else 2], (at_s, at_s + later_s), strict=False):
+        text, row = source.row(when_s, at_s, PROMPT, called, tenant, "client" if not messages else "server")
+        flow = {**json.loads(text), "src": src, "dst": dst, "reporter": side, "pair": pair}
+        # One that stays alone is the only report of its edge; else the edge is who called and who answered.
+        row = replace(row, src=src, dst=dst) if is_alone else replace(row, is_server=side == "server")
+        value = json.dumps(flow, separators=(",", ":")).encode()
+        messages.append(Message(when_s, rng.randrange(SOURCES), value, (row,)))
+    return messages
+
+
 def draw(seed: int) -> Scenario:
     """Return the schedule of a seed."""
     rng = random.Random(seed)
     tenants = rng.choice(TENANT_PAIRS)
     source = _Input(rng, tenants, with_latency=seed % 4 == 0)
     stops_s = 5.0 + rng.random() * 5.0 if rng.random() < 0.08 else None
-    scenario = Scenario(seed, _messages(rng, source, tenants, rng.randrange(4, 7), stops_s), incarnation_s=stops_s)
+    messages = _messages(rng, source, tenants, rng.randrange(4, 7), stops_s)
+    # Drawn apart: what else a seed means does not hang on them.
+    messages = sorted([*messages, *_halves(random.Random(seed ^ 0x4A1F), tenants, stops_s)], key=lambda m: m.at_s)
+    scenario = Scenario(seed, messages, incarnation_s=stops_s)
     scenario.skews_ms = (rng.randrange(-WORKER_SKEW_MS, WORKER_SKEW_MS), rng.randrange(-WORKER_SKEW_MS, WORKER_SKEW_MS))
     scenario.append_time = rng.random() < 0.3
     scenario.max_record_bytes = 400 if rng.random() < 0.15 else scenario.max_record_bytes

@@ -4,9 +4,10 @@ Without faults every one of them gives exact results: it takes a crash, a delay 
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from models.graph.clock import LaneClock
 from models.graph.closing import advance
+from models.graph.halves import Halves
 from models.graph.lane import LaneState
 from models.graph.machine import Machine
 from models.graph.output import Output
@@ -29,19 +31,43 @@ from streams.ingest.lanes import source_name
 from streams.ingest.readers import ControlReader, Encoded, FlowReader, SourceReader
 from streams.ingest.statements import SourceStanding, state_of
 from streams.sinks.writer import PartitionWriter
+from streams.sources.format import Decoded, SourceFormat
 
 if TYPE_CHECKING:
     from tests.simulation.simulator import Simulator
 
 
+_PAIR = re.compile(rb'"pair":(\d+)')
+
+
+class _WithHalves:
+    """Canonical flows, of which messages of one record may name the pair that they are a half of."""
+
+    def __init__(self, plain: SourceFormat) -> None:
+        self._plain = plain
+        self.name = plain.name
+
+    def decode(self, values: Sequence[bytes]) -> Decoded:
+        """Decode messages; see `SourceFormat`."""
+        decoded = self._plain.decode(values)
+        for run in decoded.runs:
+            found = [_PAIR.search(values[number]) for number in run.message.tolist()]
+            if any(found):
+                pairs = [-1 if match is None else int(match[1]) for match in found]
+                run.columns["pair"] = np.array(pairs, dtype=np.int64)
+        return decoded
+
+
 def _readers(sim: "Simulator", reader: Callable[..., FlowReader]) -> dict[str, SourceReader]:
-    """Return readers as streams/ingest/faust_agent.py makes them."""
+    """Return readers as streams/ingest/faust_agent.py makes them, of a format that has halves of calls too."""
     from tests.simulation.simulator import FLOW_TOPIC, lane_of
 
     source = sim.variant.source("flows", sim.incarnation)
     lane = lane_of(source, sim.scenario.learning_windows)
+    flows = reader(FLOW_TOPIC, source, lane, sim.partitions)
+    flows.rules = replace(flows.rules, format=_WithHalves(flows.rules.format))
     return {
-        "flows": reader(FLOW_TOPIC, source, lane, sim.partitions),
+        "flows": flows,
         "drift-controls": ControlReader(sim.variant.source("drift-controls", sim.incarnation), sim.partitions),
     }
 
@@ -104,7 +130,7 @@ class _Pairs(FlowReader):
         kept: list[int] = []
         values: list[bytes | None] = []
         for number, value in enumerate(chunk.values):
-            if value is not None and value.startswith(b"{") and b'"reporter"' in value:
+            if value is not None and value.startswith(b"{") and b'"reporter"' in value and b'"pair"' not in value:
                 flow = json.loads(value)
                 call = (flow["tenant"], flow["dst"], flow["calls"], flow["time_ms"])
                 if flow["reporter"] == "client":
@@ -229,6 +255,11 @@ def _forget_clocks(machine: Machine) -> None:
         lane.clock.declare(lane.config)
 
 
+def _forget_halves(machine: Machine) -> None:
+    for lane in machine.lanes.values():
+        lane.halves = Halves()
+
+
 def _advance_of_members_heard(lane: LaneState) -> Output:
     everybody = lane.clock.members
     lane.clock.members = {key: member for key, member in everybody.items() if member.as_of_ms > 0}
@@ -279,6 +310,7 @@ VARIANTS = _by_name(
         ),
         Variant("pairing-kept-in-ingest", reader=_Pairs),
         Variant("clock-forgotten-at-restart", applied=lambda: _machine(Machine, _forget_clocks)),
+        Variant("halves-forgotten-at-restart", applied=lambda: _machine(Machine, _forget_halves)),
         Variant(
             "new-incarnation-with-old-coordinates",
             source=lambda topic, _: topic,
