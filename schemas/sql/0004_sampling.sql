@@ -20,7 +20,7 @@ SELECT
     protocol,
     calls,
     errors,
-    least(errors / nullIf(calls, 0), 1) AS error_ratio,
+    multiIf(calls = 0, NULL, errors > calls, 1, errors / calls) AS error_ratio,
     denied,
     bytes_out,
     bytes_in,
@@ -34,4 +34,30 @@ SELECT
     notEmpty(incomplete) AS is_incomplete,
     is_learning
 FROM ${database}.edges_1m FINAL
+WHERE (tenant, lane, generation) IN (SELECT tenant, lane, max(generation) FROM ${database}.windows GROUP BY tenant, lane);
+
+CREATE OR REPLACE VIEW ${database}.v_service_map AS
+SELECT
+    tenant,
+    lane,
+    hour,
+    src,
+    dst,
+    port,
+    protocol,
+    first_window,
+    last_window_end,
+    windows,
+    incomplete_windows,
+    calls,
+    errors,
+    multiIf(calls = 0, NULL, errors > calls, 1, errors / calls) AS error_ratio,
+    denied,
+    bytes_out,
+    bytes_in,
+    p50_us / 1000 AS p50_ms,
+    p95_us / 1000 AS p95_ms,
+    p99_us / 1000 AS p99_ms,
+    if(sampled_flows = 0, 1, sampling_sum / sampled_flows) AS sampled_1_in
+FROM ${database}.edges_1h FINAL
 WHERE (tenant, lane, generation) IN (SELECT tenant, lane, max(generation) FROM ${database}.windows GROUP BY tenant, lane);

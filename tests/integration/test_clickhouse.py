@@ -189,6 +189,20 @@ def test_unknown_is_null_in_the_table_and_in_sums(clickhouse: ClickHouse) -> Non
     assert clickhouse.rows("SELECT port, protocol FROM {db}.edges_1m WHERE src = 'a'") == [(-1, -1)]
 
 
+def test_samples_are_told_by_window_and_hour(clickhouse: ClickHouse) -> None:
+    sampled = {"src": "a", "dst": "b", "flows": 4, "calls": 0, "errors": 1, "error_flows": 4}
+    seen = {"src": "a", "dst": "c", "calls": 2, "errors": 3, "error_flows": 1}
+    rows = [
+        [{**sampled, "sampled_flows": 3, "sampling_sum": 90}, seen],
+        [{**sampled, "sampled_flows": 1, "sampling_sum": 30}],
+    ]
+    _write(clickhouse, *(make_window(HOUR_MS + MINUTE_MS * number, edges) for number, edges in enumerate(rows)))
+    rollup(clickhouse.client, clickhouse.database)
+    query = "SELECT dst, sampled_1_in, error_ratio FROM {db}.%s WHERE tenant = 'acme' ORDER BY dst, sampled_1_in"
+    assert clickhouse.rows(query % "v_edges") == [("b", 30, None), ("b", 30, None), ("c", 1, 1)]
+    assert clickhouse.rows(query % "v_service_map") == [("b", 30, None), ("c", 1, 1)]
+
+
 def test_the_same_messages_twice_are_in_once_without_final(clickhouse: ClickHouse) -> None:
     windows = [
         make_window(HOUR_MS + i * MINUTE_MS, [{"src": f"s{e}", "dst": "d"} for e in range(20)]) for i in range(3)

@@ -10,7 +10,7 @@ import pytest
 from schemas.audit import AuditRecord, encode_audit
 from schemas.drift import Activity, Severity
 from schemas.errors import WireFormatError
-from schemas.graph import MEASURE_INDEX, MEASURES, chunk_window, encode_chunk
+from schemas.graph import FIRST_MEASURES, MEASURE_INDEX, MEASURES, chunk_window, encode_chunk
 from schemas.ocsf import encode_event
 from schemas.tables import AUDIT_LOG, DRIFT_EVENTS, EDGES_1M, WINDOWS
 from streams.sinks.rows import arrow_schema, audit_rows, drift_rows, edge_rows, event_row, graph_rows, window_row
@@ -75,6 +75,23 @@ def test_the_overflow_of_a_window_is_kept_and_its_unknown_is_null():
     marker = chunk_window(make_window(HOUR_MS, [], overflow=overflow))[-1]
     [row] = window_row(marker).batch.to_pylist()
     assert (row["overflow_flows"], row["overflow_bytes_out"], row["overflow_errors"]) == (9, 0, None)
+
+
+def test_measures_that_came_later_are_left_out_where_they_are_none_and_read_as_none():
+    later = MEASURES[FIRST_MEASURES:]
+    plain, sampled = chunk_window(make_window(HOUR_MS, [{"src": "a", "dst": "b"}])), {"src": "a", "dst": "b"}
+    assert not set(later) & plain[0].columns.keys() and len(plain[1].overflow) == FIRST_MEASURES
+    assert [edge_rows(plain[0]).batch.to_pylist()[0][name] for name in later] == [0] * len(later)
+    assert [window_row(plain[1]).batch.to_pylist()[0][f"overflow_{name}"] for name in later] == [0] * len(later)
+    sampled |= {"sampled_flows": 3, "sampling_sum": 150}
+    overflow = np.zeros(len(MEASURES), dtype=np.int64)
+    overflow[MEASURE_INDEX["sampled_flows"]] = 7
+    edges, marker = (
+        graph_rows(message.value).batch.to_pylist()[0]
+        for message in messages_of(make_window(HOUR_MS, [sampled], overflow=overflow))
+    )
+    assert (edges["sampled_flows"], edges["sampling_sum"]) == (3, 150)
+    assert (marker["overflow_sampled_flows"], marker["overflow_sampling_sum"]) == (7, 0)
 
 
 def test_partition_keys_follow_the_window_alone():
