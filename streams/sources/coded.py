@@ -1,6 +1,7 @@
 """Rows as numbers into tables of names: how a batch of records is grouped by edge without a loop over rows. Pure."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,15 @@ def arrow_of(values: IntColumn) -> Any:
 def names_of(values: Sequence[str | None]) -> Names:
     """Return strings as an object array, also where there is none."""
     return np.array([*values, None], dtype=object)[:-1]
+
+
+def first_seen(values: Iterable[Any], size: int) -> tuple[IntColumn, list[Any]]:
+    """Return values as dense codes in order of first appearance, and the values, all different."""
+    first_of: dict[Any, int] = {}
+    # dict.setdefault(value, row) returns the row where the value appeared first, without a line of Python a row.
+    first = np.fromiter(map(first_of.setdefault, values, itertools.count()), dtype=np.int64, count=size)
+    rank = np.cumsum(first == np.arange(size)) - 1
+    return rank[first], list(first_of)
 
 
 def in_order(key: IntColumn) -> tuple[IntColumn, int]:

@@ -17,6 +17,7 @@ from streams.sources.orientation import Mask
 from streams.sources.times import BAD_TIME
 
 _SHOWN_CHARACTERS = 60
+_MOST = 1 << 62
 
 Detail = str | Callable[[int], str]
 
@@ -34,8 +35,9 @@ def loose_integers(values: Sequence[Any]) -> IntColumn:
     try:
         found = np.fromiter(values, dtype=np.int64, count=len(values))
     except (TypeError, ValueError, OverflowError):
-        return np.fromiter(map(_one_loose, values), dtype=np.int64, count=len(values))
-    return np.where(found < 0, -2, found)
+        most_are = (v if v.__class__ is int and 0 <= v < _MOST else _one_loose(v) for v in values)
+        return np.fromiter(most_are, dtype=np.int64, count=len(values))
+    return np.where((found < 0) | (found >= _MOST), -2, found)
 
 
 def _one_loose(value: Any) -> int:
@@ -45,7 +47,7 @@ def _one_loose(value: Any) -> int:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
         return -2
-    return number if 0 <= number < 1 << 62 else -2
+    return number if 0 <= number < _MOST else -2
 
 
 def scaled(values: IntColumn, sampling: IntColumn) -> IntColumn:

@@ -17,7 +17,7 @@ The kind of the owner is not part of the name: sources that do not know it must 
 import ipaddress
 import re
 from collections.abc import Sequence
-from itertools import chain, count
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ import numpy as np
 from schemas.flow import MAX_NAME_BYTES
 from schemas.ids import EXTERNAL_PREFIX, stable_hash
 from schemas.tenant_log import IntColumn
-from streams.sources.coded import Coded, Names, in_order, names_of
+from streams.sources.coded import Coded, Names, first_seen, in_order, names_of
 from streams.sources.domains import registered
 from streams.sources.remembered import Key, Remembered
 
@@ -235,19 +235,9 @@ class Naming(Remembered[Key, str]):
 def code_names(naming: Naming[Key], *columns: Sequence[Key]) -> tuple[list[IntColumn], Names]:
     """Return the names of endpoints as codes, one column for each given, and the names: all different."""
     sizes = [len(column) for column in columns]
-    total = sum(sizes)
-    first_of: dict[Key, int] = {}
-    # dict.setdefault(key, row) returns the row where the key appeared first, without a line of Python a row.
-    first = np.fromiter(map(first_of.setdefault, chain(*columns), count()), dtype=np.int64, count=total)
-    code_of: dict[str, int] = {}
-    codes = np.fromiter(
-        (code_of.setdefault(name, len(code_of)) for name in map(naming.__getitem__, first_of)),
-        dtype=np.int64,
-        count=len(first_of),
-    )
-    rank = np.cumsum(first == np.arange(total)) - 1
-    coded = codes[rank[first]]
-    return np.split(coded, np.cumsum(sizes)[:-1]), names_of(list(code_of))
+    key_of, keys = first_seen(chain(*columns), sum(sizes))
+    name_of, names = first_seen(map(naming.__getitem__, keys), len(keys))
+    return np.split(name_of[key_of], np.cumsum(sizes)[:-1]), names_of(names)
 
 
 def name_coded(naming: Naming[Any], *ends: Sequence[Coded]) -> tuple[list[IntColumn], Names]:
@@ -256,8 +246,7 @@ def name_coded(naming: Naming[Any], *ends: Sequence[Coded]) -> tuple[list[IntCol
     Args:
         ends: of each column of endpoints the parts of its keys; a single part is the key itself.
     """
-    code_of: dict[str, int] = {}
-    columns = []
+    columns, keys = [], list[Any]()
     for parts in ends:
         key, size = parts[0].codes, len(parts[0].values)
         for part in parts[1:]:
@@ -268,8 +257,7 @@ def name_coded(naming: Naming[Any], *ends: Sequence[Coded]) -> tuple[list[IntCol
         first = np.empty(distinct, dtype=np.int64)
         first[dense[::-1]] = np.arange(len(dense) - 1, -1, -1)  # the last assignment wins: each key's first row
         values = [part.values[part.codes[first]].tolist() for part in parts]
-        keys = values[0] if len(values) == 1 else zip(*values, strict=True)
-        names = map(naming.__getitem__, keys)
-        codes = np.fromiter((code_of.setdefault(name, len(code_of)) for name in names), np.int64, count=distinct)
-        columns.append(codes[dense])
-    return columns, names_of(list(code_of))
+        columns.append(dense + len(keys))
+        keys.extend(values[0] if len(values) == 1 else zip(*values, strict=True))
+    name_of, names = first_seen(map(naming.__getitem__, keys), len(keys))
+    return [name_of[column] for column in columns], names_of(names)

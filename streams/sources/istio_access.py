@@ -135,9 +135,9 @@ _HARMED, _REFUSED = 1, 2
 _NAME_FIELDS = ("upstream_cluster", "requested_server_name", "authority")
 _ADDRESS_FIELDS = ("upstream_host", "downstream_local_address")
 
-_Key = tuple[str, ...]
+_Key = tuple[str, ...] | str
 _Server = tuple[_Key, int, bool, bool, bool]
-_REPORTER, _ADDRESS, _HOSTS = "reporter", "address", "hosts"
+_REPORTER, _HOSTS = "reporter", "hosts"
 
 
 def _text(value: str | None) -> str:
@@ -197,9 +197,9 @@ class IstioAccess(TypedFormat):
         return cls(cluster=arguments.get("cluster"))
 
     def _name_of(self, key: _Key) -> str:
+        if isinstance(key, str):  # an address, with or without its port
+            return address(split_port(key)[0])
         kind, *parts = key
-        if kind == _ADDRESS:
-            return address(parts[0])
         if kind == _REPORTER:
             namespace, app, pod = parts
             return workload(namespace, app or owner_of_pod(pod), self._cluster)
@@ -226,7 +226,11 @@ class IstioAccess(TypedFormat):
         servers = self._servers(column)
         dst_keys: Sequence[_Key]
         dst_keys, ports, inbound, refused_route, unnamed = zip(*servers, strict=True)
-        src_keys: Sequence[_Key] = [(_ADDRESS, _address_of(text)) for text in column["downstream_remote_address"]]
+        # Without its port, another each time, where that is quickly told.
+        src_keys: Sequence[_Key] = [
+            ((head if ":" not in (head := text.rpartition(":")[0]) else text) or text) if text else ""
+            for text in column["downstream_remote_address"]
+        ]
         inbound_mask = mask_of(inbound, size)
         if column["kubernetes"].count(None) < size:
             reporters = [_reporter(pod) for pod in column["kubernetes"]]
@@ -317,14 +321,6 @@ def _with_reporter(
     if not is_inbound:
         return reporter, server
     return client, reporter if is_unnamed else server
-
-
-def _address_of(text: str | None) -> str:
-    """Return the address of ``ADDR:PORT``; quick, for its port is another each time."""
-    if text is None or text == "-":
-        return ""
-    head, _, _ = text.rpartition(":")
-    return head if head and ":" not in head else split_port(text)[0]
 
 
 def _flag_verdict(flags: str | None) -> int:

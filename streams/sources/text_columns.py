@@ -6,7 +6,6 @@ Both ways say the same of the same line: which is taken depends on a line's neig
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, overload
 
 import numpy as np
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 
 from schemas.flow import UNKNOWN
 from schemas.tenant_log import IntColumn
-from streams.sources.coded import Coded, arrow_of, names_of, values_of
+from streams.sources.coded import Coded, arrow_of, first_seen, names_of, values_of
 from streams.sources.draft import Draft
 from streams.sources.json_records import Reading
 from streams.sources.text_records import LINES, NO_NUMBER, Layout, Table, read_table, text_floats, text_integers
@@ -82,10 +81,8 @@ class Split(Columns):
 
     def coded(self, *names: str) -> Coded:
         """Return a column as codes; see `Columns`."""
-        first_of: dict[str | None, int] = {}
-        first = np.fromiter(map(first_of.setdefault, self.texts(*names), count()), dtype=np.int64, count=self.size)
-        rank = np.cumsum(first == np.arange(self.size)) - 1
-        return Coded(rank[first], names_of(list(first_of)))
+        codes, values = first_seen(self.texts(*names), self.size)
+        return Coded(codes, names_of(values))
 
     def take(self, rows: IntColumn) -> "Split":
         """Return some of the lines; see `Columns`."""

@@ -9,6 +9,7 @@ import pytest
 from schemas.dead_letter import Reason
 from schemas.ids import MAX_RECORDS_PER_MESSAGE
 from streams.result import WHOLE_MESSAGE
+from streams.sources.draft import loose_integers
 from streams.sources.format import Decoded, LossSignal
 from streams.sources.registry import source_format
 from tests.bench.fuzz_sources import EXAMPLES, as_seen
@@ -328,3 +329,11 @@ def test_hubbles_names_of_endpoints() -> None:
     assert eu == "label:n/io.cilium.k8s.policy.cluster=eu,tier=web"
     world = json.dumps({"flow": {**flow, "destination": {"labels": ["reserved:world-ipv6"]}, "destination_names": []}})
     assert edges(source_format("hubble").decode([world.encode()]))[0][1] == "reserved:world"
+
+
+def test_loose_integers_say_the_same_whatever_stands_beside() -> None:
+    values = [0, 7, -1, True, None, "-", "", "7", "-7", "x", 1.0, 2**61, 2**62, 2**63, 10**30, "٣"]
+    alone = [int(loose_integers([value])[0]) for value in values]
+    assert alone == [0, 7, -2, 1, -1, -1, -1, 7, -2, -2, 1, 2**61, -2, -2, -2, 3]
+    assert loose_integers(values).tolist() == alone
+    assert loose_integers([0, 7, 2**61, 2**62]).tolist() == [0, 7, 2**61, -2]
