@@ -5,7 +5,7 @@ import re
 
 from schemas.drift import HOST_SUBJECT, STRUCTURAL_KINDS, TELEMETRY_KINDS, DriftEvent, EdgeRef
 from schemas.flow import PROTOCOL_NAMES, UNKNOWN
-from schemas.ids import EXTERNAL_PREFIX, is_external
+from schemas.ids import ADDRESS_PREFIX, EXTERNAL_PREFIX, NETWORK_PREFIX, is_external
 from schemas.ocsf_types import ConnectionInfo, Endpoint, EvidenceArtifact, Observable, Resource
 
 _ACTOR, _TARGET, _AFFECTED = (2, "Actor"), (1, "Target"), (3, "Affected")
@@ -16,10 +16,26 @@ _DOMAIN = re.compile(r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a
 def _endpoint(service: str, port: int = UNKNOWN) -> Endpoint:
     shown_port = None if port == UNKNOWN else port
     if not is_external(service):
-        return Endpoint(name=service, svc_name=service.rpartition("/")[2] or service, port=shown_port)
+        return Endpoint(name=service, svc_name=_workload(service)[1], ip=_address(service), port=shown_port)
     outside = service.removeprefix(EXTERNAL_PREFIX)
     domain = outside if _DOMAIN.fullmatch(outside) else None
     return Endpoint(name=service, ip=_ip(outside), domain=domain, port=shown_port)
+
+
+def _workload(service: str) -> tuple[str | None, str]:
+    """Return namespace and name of a service of the estate; a host, or a part of the network, has no namespace."""
+    if service.startswith((ADDRESS_PREFIX, NETWORK_PREFIX)):
+        return None, service
+    namespace, _, name = service.rpartition("/")
+    return namespace or None, name or service
+
+
+def _address(service: str) -> str | None:
+    """Return the address that stands for a service, outside or on a LAN, if it is known by one."""
+    for prefix in (EXTERNAL_PREFIX, ADDRESS_PREFIX):
+        if service.startswith(prefix):
+            return _ip(service.removeprefix(prefix))
+    return None
 
 
 def _ip(text: str) -> str | None:
@@ -82,8 +98,8 @@ def resources_of(event: DriftEvent) -> tuple[Resource, ...]:
     return tuple(
         Resource(
             uid=service,
-            name=service.rpartition("/")[2] or service,
-            namespace=service.rpartition("/")[0] or None,
+            name=_workload(service)[1],
+            namespace=_workload(service)[0],
             type="Service",
             role_id=role_id,
             role=role,
@@ -104,11 +120,10 @@ def observables_of(event: DriftEvent) -> tuple[Observable, ...]:
         add("resources[].uid", _RESOURCE_NAME, resource.uid)
     for edge in event.edges:
         for path, service in (("evidences[].src_endpoint", edge.src), ("evidences[].dst_endpoint", edge.dst)):
-            if is_external(service):
-                address = _ip(service.removeprefix(EXTERNAL_PREFIX))
-                if address is not None:
-                    add(f"{path}.ip", _IP_ADDRESS, address)
-            else:
+            address = _address(service)
+            if address is not None:
+                add(f"{path}.ip", _IP_ADDRESS, address)
+            if not is_external(service):
                 add(f"{path}.name", _RESOURCE_NAME, service)
         if edge.port != UNKNOWN:
             add("evidences[].dst_endpoint.port", _PORT, str(edge.port))

@@ -117,7 +117,8 @@ def split(inventory: Inventory) -> list[Inventory]:
 
 def _cut(rules: Iterable[AddressRule]) -> Iterator[tuple[AddressRule, ...]]:
     ranges = [(read_network(text), text, rule) for rule in rules for text in rule.cidrs]
-    ranges.sort(key=lambda item: (-item[0].prefixlen, item[0].version, int(item[0].network_address)))
+    # By name among ranges of a length: then few documents have to repeat one.
+    ranges.sort(key=lambda item: (-item[0].prefixlen, item[2].name or "", item[0].version, item[0].network_address))
     part: dict[int, tuple[AddressRule, list[str]]] = {}
     size = 0
     for _, text, rule in ranges:

@@ -6,7 +6,7 @@ count as outside: where they turn up, they stand for the internet.
 """
 
 import ipaddress
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -32,6 +32,8 @@ _INSIDE_V4 = tuple(
         "240.0.0.0/4",  # reserved (RFC 1112), used within some clouds
     )
 )
+_INSIDE_V4_STARTS = [int(network.network_address) for network in _INSIDE_V4]
+_INSIDE_V4_ENDS = [int(network.broadcast_address) for network in _INSIDE_V4]
 _MULTICAST_V4 = ipaddress.IPv4Network("224.0.0.0/4")
 _BROADCAST_V4 = ipaddress.IPv4Address("255.255.255.255")
 _OUTSIDE_V6 = ipaddress.IPv6Network("2000::/3")  # all that is routed on the internet (RFC 4291 2.4)
@@ -65,7 +67,9 @@ def is_outside(address: Address) -> bool:
     """Say whether an address is one of the internet, by its range alone."""
     if isinstance(address, ipaddress.IPv6Address):
         return address in _OUTSIDE_V6
-    return address not in _MULTICAST_V4 and not any(address in network for network in _INSIDE_V4)
+    value = int(address)
+    at = bisect_right(_INSIDE_V4_STARTS, value) - 1
+    return (at < 0 or value > _INSIDE_V4_ENDS[at]) and address not in _MULTICAST_V4
 
 
 def name_by_range(address: Address, prefix_v4: int, prefix_v6: int) -> str:
@@ -85,8 +89,10 @@ def name_by_range(address: Address, prefix_v4: int, prefix_v6: int) -> str:
 
 def name_of_prefix(address: Address, length: int, inside: bool) -> str:
     """Return the one name of all addresses that share the first bits of this one."""
-    network = ipaddress.ip_network((address, min(length, address.max_prefixlen)), strict=False)
-    return f"{NETWORK_PREFIX if inside else OUTSIDE_NETWORK}{network}"
+    length = min(length, _BITS[address.version])
+    bits = _BITS[address.version] - length
+    first = type(address)(int(address) >> bits << bits)
+    return f"{NETWORK_PREFIX if inside else OUTSIDE_NETWORK}{first}/{length}"
 
 
 def is_mixed(network: Network) -> bool:
@@ -152,13 +158,16 @@ class RangeTable(Generic[Value]):
         """Return all ranges with their values."""
         return iter(self._ranges.items())
 
-    def around(self, network: Network | Address) -> tuple[Network, Value] | None:
-        """Return the longest range that holds all of an address or a range, with its value."""
-        if isinstance(network, ipaddress.IPv4Address | ipaddress.IPv6Address):
-            first, most = int(network), _BITS[network.version]
-        else:
-            first, most = int(network.network_address), network.prefixlen
-        for length, bits, ranges in self._lengths[network.version]:
+    def around(self, network: Network) -> tuple[Network, Value] | None:
+        """Return the longest range that holds all of a range, with its value."""
+        return self._around(network.version, int(network.network_address), network.prefixlen)
+
+    def around_address(self, address: Address) -> tuple[Network, Value] | None:
+        """Return the longest range that holds an address, with its value."""
+        return self._around(address.version, int(address), _BITS[address.version])
+
+    def _around(self, version: int, first: int, most: int) -> tuple[Network, Value] | None:
+        for length, bits, ranges in self._lengths[version]:
             if length <= most:
                 found = ranges.get(first >> bits)
                 if found is not None:

@@ -98,7 +98,7 @@ class Naming:
         address = read_address(given[len(ADDRESS_PREFIX) :])
         if address is None:
             return given, None
-        found = self.rules.addresses.around(address)
+        found = self.rules.addresses.around_address(address)
         if found is not None:
             return found[1].name_of(address), found
         return name_by_range(address, self.prefix_v4, self.prefix_v6), None

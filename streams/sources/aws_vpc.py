@@ -15,13 +15,13 @@ import numpy as np
 from schemas.dead_letter import Reason
 from schemas.errors import ConfigurationError
 from schemas.flow import PROTOCOL_NUMBERS, SIDE_CLIENT, SIDE_SERVER, UNKNOWN
-from schemas.ids import is_external
+from schemas.ids import ADDRESS_PREFIX, is_external
 from schemas.tenant_log import IntColumn
 from streams.sources.coded import Coded, CodedRows, Names, names_of
 from streams.sources.draft import Draft, Words, shown
 from streams.sources.envelopes import Envelope
 from streams.sources.format import Decoded, LossSignal
-from streams.sources.identity import ADDRESS_PREFIX, Naming, address, is_private, name_coded, outside_label, workload
+from streams.sources.identity import Naming, address, is_private, name_coded, outside_label, workload
 from streams.sources.json_records import FAILURES, NotAFlow, Reading, split_records
 from streams.sources.orientation import (
     CLIENT_IS_DST,

@@ -23,21 +23,19 @@ from typing import Any
 import numpy as np
 
 from schemas.flow import MAX_NAME_BYTES
-from schemas.ids import EXTERNAL_PREFIX, stable_hash
+from schemas.ids import ADDRESS_PREFIX, EXTERNAL_PREFIX, LABEL_PREFIX, stable_hash
 from schemas.tenant_log import IntColumn
 from streams.sources.coded import Coded, Names, first_seen, in_order, names_of
 from streams.sources.domains import registered
 from streams.sources.remembered import Key, Remembered
 
-ADDRESS_PREFIX = "ip:"
 NODE_PREFIX = "node:"
-LABEL_PREFIX = "label:"
 UNNAMED = ""
 """Name of an endpoint of which the record says nothing usable."""
 UNKNOWN_PEER = EXTERNAL_PREFIX + "unknown"
 """Name of the other end of a call's half that does not say who that is; the other half does, if it is ever seen."""
 
-_RESERVED_CLUSTERS = frozenset({"ip", "ext", "node", "reserved", "label"})
+_RESERVED_CLUSTERS = frozenset({"ip", "ext", "node", "reserved", "label", "net", "namespace"})
 _HASH_CHARACTERS = 16
 _KEPT_BYTES = MAX_NAME_BYTES - _HASH_CHARACTERS - 1
 

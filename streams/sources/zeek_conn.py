@@ -20,11 +20,12 @@ import numpy.typing as npt
 from schemas.dead_letter import Reason
 from schemas.errors import ConfigurationError
 from schemas.flow import PROTOCOL_NUMBERS, UNKNOWN
+from schemas.ids import ADDRESS_PREFIX
 from schemas.tenant_log import IntColumn
 from streams.sources.coded import CodedRows, Names
 from streams.sources.draft import Draft, Protocols, Words, coded_words, integers
 from streams.sources.format import Decoded
-from streams.sources.identity import ADDRESS_PREFIX, Naming, address, code_names, name_coded
+from streams.sources.identity import Naming, address, code_names, name_coded
 from streams.sources.json_records import Explained, NotAFlow, Reading
 from streams.sources.orientation import Mask, client_is_dst, icmp_answers, is_icmp, said_by_sensor, server_port
 from streams.sources.text_columns import Columns, lines_of, split_lines

@@ -18,8 +18,8 @@ from schemas.detection import DetectionConfig
 from schemas.drift import DriftKind
 from schemas.flow import Flow
 from schemas.inventory import INVENTORY
-from schemas.tenant_log import decode_record, encode_record
-from tests.builders import make_flow, make_lane
+from schemas.tenant_log import LogRecord, Member, decode_record, encode_record
+from tests.builders import make_flow, make_lane, record_of
 from tests.property.test_law import settled, window_values
 from tests.unit.models.graph.driving import WINDOW_MS, Feed
 
@@ -194,3 +194,77 @@ def test_the_inputs_are_worth_their_name() -> None:
     assert kinds >= {DriftKind.NEW_SERVICE, DriftKind.NEW_EDGE, DriftKind.NEW_PORT, DriftKind.NEW_EXTERNAL_EGRESS}
     assert kinds >= {DriftKind.REMOVED_EDGE, DriftKind.RATE_DROP, DriftKind.FAN_OUT_BURST, DriftKind.DENIED_BURST}
     assert "renamed" in reasons and renamed == 12
+
+
+# -- lanes side by side, halves of calls -------------------------------------------------------------------------------
+
+
+def live_log(seed: int) -> list[LogRecord]:
+    """Two live lanes of the same tenants, one a second behind; a third of the calls comes as halves with one key."""
+    rng = random.Random(seed)
+    detection = msgspec.structs.replace(DETECTION, max_edges_per_tenant=80)
+    lanes = [
+        make_lane(name=name, mode="live", lateness_ms=2_000, members=(Member(f"{name}#1", 1),), detection=detection)
+        for name in ("hubble", "vpc")
+    ]
+    feed = Feed(lanes[0])
+    offsets = [0, 0]
+    batches: list[list[tuple[Flow, int]]] = [[], []]
+
+    def flush(at: int) -> None:
+        flows, keys = [flow for flow, _ in batches[at]], [key for _, key in batches[at]]
+        if flows:
+            now = max(flow.time_ms for flow in flows) + 100 + 1_000 * at
+            record = record_of(lanes[at], 0, offsets[at], flows, as_of_ms=now, marks={"pair": keys})
+            progress = msgspec.structs.replace(record.progress[0], source=f"{lanes[at].name}#1")
+            feed.append(msgspec.structs.replace(record, progress=(progress,)))
+            offsets[at] += len(flows)
+            batches[at].clear()
+
+    for number, step in enumerate(random_steps(seed)):
+        if not isinstance(step, Flow):
+            flush(0)
+            flush(1)
+            tenant, kind, name, value = step
+            feed.control(value, tenant, kind=kind, name=name)
+            continue
+        kind_of_row = rng.random()
+        if (
+            kind_of_row < 0.3
+        ):  # the client's half names whom it called, or does not; the server's comes elsewhere in time
+            unknown = msgspec.structs.replace(step, dst="ext:unknown", reporter="client")
+            answered = msgspec.structs.replace(step, src="ext:unknown", reporter="server")
+            batches[0] += [(unknown, number), (answered, number)][:: rng.choice((1, -1))]
+        else:
+            batches[int(kind_of_row < 0.6)].append((step, -1))
+        for at in (0, 1):
+            if rng.random() < 0.05:
+                flush(at)
+    flush(0)
+    flush(1)
+    return [decode_record(encode_record(record)) for record in feed.log]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lanes_side_by_side_are_restored_in_the_middle_of_renaming(seed: int) -> None:
+    straight, restored = Machine(), Machine()
+    rng = random.Random(seed)
+    for offset, record in enumerate(live_log(seed)):
+        expected, found = straight.apply(offset, record), restored.apply(offset, record)
+        assert found.events == expected.events and found.counts == expected.counts
+        if rng.random() < 0.4:
+            whole = {name: chunk for name, chunk in take(straight, everything=True) if chunk is not None}
+            restored = restore({name: chunk for name, chunk in take(restored, everything=True) if chunk is not None})
+            assert dict(take(restored, everything=True)) == whole
+
+
+def test_the_live_logs_are_worth_their_name() -> None:
+    seen: set[str] = set()
+    for seed in range(4):
+        machine, output = Machine(), Output()
+        for offset, record in enumerate(live_log(seed)):
+            output.extend(machine.apply(offset, record))
+        seen |= {lane for event in output.events if len(event.seen_in) > 1 for lane in event.seen_in}
+        seen |= {event.close_reason for event in output.events} | {name for name, n in output.counts.items() if n}
+    assert seen >= {"hubble", "vpc", "renamed", "on_time"}
+    assert any("pair" in name for name in seen), seen

@@ -185,12 +185,25 @@ def test_egress_names_the_address() -> None:
         ("ext:2001:db8::1", {"name": "ext:2001:db8::1", "ip": "2001:db8::1"}),
         ("ext:203.0.113.0/24", {"name": "ext:203.0.113.0/24"}),
         ("ext:users", {"name": "ext:users"}),
+        ("ext:net/203.0.0.0/16", {"name": "ext:net/203.0.0.0/16"}),
         ("shop/cart", {"name": "shop/cart", "svc_name": "cart"}),
+        ("ip:10.0.0.7", {"name": "ip:10.0.0.7", "svc_name": "ip:10.0.0.7", "ip": "10.0.0.7"}),
+        ("net:10.0.0.0/24", {"name": "net:10.0.0.0/24", "svc_name": "net:10.0.0.0/24"}),
     ],
 )
 def test_endpoints_say_what_is_known(service: str, found: dict[str, str]) -> None:
     finding = sent(make_event(edges=(EdgeRef("a", service),)))
     assert finding["evidences"][0]["dst_endpoint"] == found
+
+
+def test_hosts_of_a_lan_are_searched_by_address_and_networks_have_no_namespace() -> None:
+    finding = sent(make_event(src="ip:10.0.0.7", dst="net:10.1.0.0/16", edges=(EdgeRef("ip:10.0.0.7", "shop/db"),)))
+    observed = {(o["name"], o["type"], o["value"]) for o in finding["observables"]}
+    assert ("evidences[].src_endpoint.ip", "IP Address", "10.0.0.7") in observed
+    assert [(r["name"], r.get("namespace")) for r in finding["resources"]] == [
+        ("ip:10.0.0.7", None),
+        ("net:10.1.0.0/16", None),
+    ]
 
 
 def test_close_is_resolved_and_says_why() -> None:

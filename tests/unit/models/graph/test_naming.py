@@ -1,6 +1,7 @@
 """Addresses that no rule names: hosts of a LAN keep theirs, those of the internet share one name a prefix."""
 
 import doctest
+import ipaddress
 
 import msgspec
 import pytest
@@ -132,3 +133,14 @@ def test_from_the_record_on_that_brings_version_3_addresses_are_named_by_their_p
     names = [set(window.edges.dst) for window in feed.output.windows]
     assert names == [{"ip:93.184.216.34"}] * 5 + [{"ext:net/93.184.0.0/16"}] * 25
     assert feed.output.events == []
+
+
+def test_the_quick_way_to_tell_inside_from_outside_says_what_the_table_says() -> None:
+    from models.graph.addresses import _INSIDE_V4, _MULTICAST_V4, is_outside  # the table is nobody else's business
+
+    edges = [address for network in (*_INSIDE_V4, _MULTICAST_V4) for address in (network[0], network[-1])]
+    values = {int(address) + step for address in edges for step in (-1, 0, 1)} & set(range(1 << 32))
+    for value in sorted(values):
+        address = ipaddress.IPv4Address(value)
+        inside = address in _MULTICAST_V4 or any(address in network for network in _INSIDE_V4)
+        assert is_outside(address) is not inside
