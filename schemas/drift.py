@@ -110,7 +110,8 @@ class DriftEvent(msgspec.Struct, frozen=True):
         time_ms: event time of what raised it: the record's (early) or the window's end.
         edges: edges concerned, at most 50; ``edges_total`` says how many there are.
         risk_score: 0..100. ``confidence``: 0..100, lowered by sampling, loss or little history.
-        close_reason: on Close alone, why it ended: ``accepted``, ``recovered``, ``returned``, ``unconfirmed``, ``renamed``.
+        close_reason: why it ended, on Close alone: ``accepted``, ``recovered``, ``returned``, ``unconfirmed`` (told
+            early, and its window does not show it), ``renamed`` (another finding goes on for it).
         seen_in: live lanes that had seen the subject by then, this one among them, sorted; empty: not compared.
     """
 
