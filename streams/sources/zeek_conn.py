@@ -24,7 +24,7 @@ from schemas.ids import ADDRESS_PREFIX
 from schemas.tenant_log import IntColumn
 from streams.sources.coded import CodedRows, Names
 from streams.sources.draft import Draft, Protocols, Words, coded_words, integers
-from streams.sources.format import Decoded
+from streams.sources.format import Decoded, LossSignal
 from streams.sources.identity import Naming, address, code_names, name_coded
 from streams.sources.json_records import Explained, NotAFlow, Reading
 from streams.sources.orientation import Mask, client_is_dst, icmp_answers, is_icmp, said_by_sensor, server_port
@@ -41,10 +41,13 @@ from streams.sources.text_records import (
 from streams.sources.times import MAX_TIME_MS, mixed_ms, rounded_ms
 from streams.sources.typed import Batch, add_run, choice, collect, columns_of, directed, mask_of
 from streams.sources.zeek_records import (
+    CAPTURE_LOSS,
     CONN,
     DEFAULT_FIELDS,
+    CaptureLoss,
     Conn,
     array,
+    capture_loss,
     dotted,
     dotted_or_underscored,
     explain,
@@ -91,6 +94,8 @@ _STATES = Words(
 _HANDSHAKE = Words({"OTH": 0, "SHR": 0}, 1)
 """Whether Zeek saw the first packet of a TCP connection, and so knows its originator."""
 _MEASURES = {"bytes_out": "orig_bytes", "bytes_in": "resp_bytes", "packets_out": "orig_pkts", "packets_in": "resp_pkts"}
+_MUCH_LOSS_PERCENT = 10.0
+"""What Zeek itself gives notice of (``CaptureLoss::too_much_loss``): some gaps are in any capture."""
 _OWN_LOGS = frozenset({None, CONN})
 _STATELESS = Words(dict.fromkeys((None, "", UNSET), 1), 0)
 _HEADS = heads("#")
@@ -102,7 +107,7 @@ class _FromShipper:
     def __init__(self, conn_of_line: Callable[[str], Conn]) -> None:
         self._conn_of_line = conn_of_line
 
-    def __call__(self, value: bytes) -> Conn:
+    def __call__(self, value: bytes) -> Conn | CaptureLoss:
         """Decode one record; raises as decoders do."""
         text, _ = in_shipper.take_apart(value)
         if text.startswith("{"):
@@ -111,7 +116,7 @@ class _FromShipper:
             raise NotAFlow(HEADER)
         return self._conn_of_line(text)
 
-    def leading(self, values: Sequence[bytes], start: int) -> tuple[int, Iterator[Conn]]:
+    def leading(self, values: Sequence[bytes], start: int) -> tuple[int, Iterator[Conn | CaptureLoss]]:
         """Return how many messages from ``start`` on can be decoded at once, and an iterator that decodes them."""
         texts, _ = in_shipper.leading(islice(values, start, None))
         return len(texts), map(dotted_or_underscored, texts)
@@ -134,7 +139,9 @@ class ZeekConn:
         self._naming: Naming[str] = Naming(address)
         self._layout = Layout("\t", self._fields_of, _may_have_comments, _HEADS, _note, str(len(self._fields)))
         self._reading = Reading(
-            (dotted, underscored, in_tag, with_nested_id, _FromShipper(self._conn_of_line)), array, explain=explain
+            (dotted, underscored, in_tag, with_nested_id, _FromShipper(self._conn_of_line), capture_loss),
+            array,
+            explain=explain,
         )
 
     @classmethod
@@ -188,7 +195,20 @@ class ZeekConn:
         values = dict(zip(fields, cells, strict=False))
         return msgspec.convert({n: v for n, v in values.items() if v != UNSET}, Conn, strict=False)
 
+    @staticmethod
+    def _take_losses(batch: Batch) -> None:
+        """Count records of the capture_loss log; those of much loss become signals."""
+        if CaptureLoss not in set(map(type, batch.records)):
+            return
+        message, index = batch.draft.message, batch.draft.index
+        for row, record in enumerate(batch.records):
+            if isinstance(record, CaptureLoss) and record.percent_lost >= _MUCH_LOSS_PERCENT:
+                at, time_ms = (int(message[row]), int(index[row])), int(mixed_ms([record.ts], 1)[0])
+                batch.signals.append(LossSignal(*at, CAPTURE_LOSS, record.peer, record.gaps, time_ms))
+        batch.skip([CAPTURE_LOSS if isinstance(record, CaptureLoss) else None for record in batch.records])
+
     def _read_json(self, batch: Batch) -> CodedRows | None:
+        self._take_losses(batch)
         column = columns_of(batch.records, Conn)
         logs = [path or stream or None for path, stream in zip(column["path"], column["stream"], strict=True)]
         if not _OWN_LOGS.issuperset(logs):

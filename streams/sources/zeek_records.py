@@ -27,7 +27,7 @@ _KNOWN_LOGS = (
     "traceroute tunnel weird websocket x509"
 )
 LOGS = frozenset(_KNOWN_LOGS.split())
-CONN, OTHER = "conn", "other"
+CONN, CAPTURE_LOSS, OTHER = "conn", "capture_loss", "other"
 
 _KEYS = {
     # field: the name in Zeek's log
@@ -94,12 +94,35 @@ class _Tagged(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     conn: msgspec.Raw
 
 
+class CaptureLoss(
+    msgspec.Struct,
+    gc=False,
+    rename={"path": "_path", "stream": "@stream", "dotted_end": "id.orig_h", "underscored_end": "id_orig_h"},
+):
+    """What is used of a record of Zeek's capture_loss log: how much of the traffic the sensor did not see."""
+
+    ts: float | str
+    gaps: Count
+    percent_lost: float
+    peer: str | None = None
+    path: str | None = None
+    stream: str | None = None
+    dotted_end: msgspec.Raw = msgspec.Raw()
+    underscored_end: msgspec.Raw = msgspec.Raw()
+    id: msgspec.Raw = msgspec.Raw()
+
+
+class _TaggedLoss(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    capture_loss: CaptureLoss
+
+
 class _Kind(msgspec.Struct, gc=False, rename={"path": "_path", "stream": "@stream"}):
     path: str | None = None
     stream: str | None = None
 
 
 dotted, _underscored_or_both, _nested, _tagged, _kind = map(lax, (Conn, _underscored_type(), _Nested, _Tagged, _Kind))
+_loss, _tagged_loss = lax(CaptureLoss), lax(_TaggedLoss)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 array = msgspec.json.Decoder(list[Conn], strict=False).decode
 in_shipper = Envelope(("ts", "id.orig_h"))
@@ -137,6 +160,19 @@ def in_tag(value: bytes) -> Conn:
     return record
 
 
+def capture_loss(value: bytes | str) -> CaptureLoss:
+    """Decode a record of the capture_loss log, tagged or not."""
+    try:
+        loss: CaptureLoss = _tagged_loss(value).capture_loss
+    except FAILURES:
+        loss = _loss(value)
+        if (loss.path or loss.stream) != CAPTURE_LOSS:
+            raise msgspec.ValidationError("no _path says that this is capture_loss") from None
+    if any(map(bytes, (loss.dotted_end, loss.underscored_end, loss.id))):
+        raise msgspec.ValidationError("a capture_loss with a connection's addresses")  # read in one way alone
+    return loss
+
+
 def log_name(name: str) -> str:
     """Return the name of a log, one of a small set."""
     return name if name in LOGS else OTHER
@@ -157,16 +193,19 @@ def explain(piece: bytes | str) -> str | None:
     return None if name is None or name == CONN else log_name(name)
 
 
-def dotted_or_underscored(value: bytes | str) -> Conn:
+def dotted_or_underscored(value: bytes | str) -> Conn | CaptureLoss:
     """Decode a record in either of the usual spellings; raises `NotAFlow` for those of other logs."""
     try:
         record: Conn = dotted(value)
+        return record
     except FAILURES as error:
-        try:
-            record = underscored(value)
-        except FAILURES:
-            kind = explain(value)
-            if kind is not None:
-                raise NotAFlow(kind) from error
-            raise
-    return record
+        for read in (underscored, capture_loss):
+            try:
+                found: Conn | CaptureLoss = read(value)
+                return found
+            except FAILURES:
+                continue
+        kind = explain(value)
+        if kind is not None:
+            raise NotAFlow(kind) from error
+        raise

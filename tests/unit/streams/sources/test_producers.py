@@ -337,3 +337,35 @@ def test_loose_integers_say_the_same_whatever_stands_beside() -> None:
     assert alone == [0, 7, -2, 1, -1, -1, -1, 7, -2, -2, 1, 2**61, -2, -2, -2, 3]
     assert loose_integers(values).tolist() == alone
     assert loose_integers([0, 7, 2**61, 2**62]).tolist() == [0, 7, 2**61, -2]
+
+
+def test_sensors_tell_of_much_loss_however_records_are_spelled() -> None:
+    loss = {"ts": 100.25, "peer": "w", "gaps": 3, "acks": 9, "percent_lost": 33.3}
+    named = {"_path": "capture_loss", **loss}
+    conn = of(ZEEK)
+    values = [
+        of(named),
+        conn,
+        of({"@stream": "capture_loss", **loss}),
+        of({"capture_loss": loss}),
+        json.dumps({"message": json.dumps(named)}).encode(),
+        b"[" + conn + b"," + of(named) + b"]",
+        conn,
+        of(named, percent_lost=9.9),
+        of(loss),
+        of({**named, "id.orig_h": "10.0.0.1"}),
+        of({**ZEEK, **named}),
+    ]
+    reading = source_format("zeek-conn")
+    decoded = reading.decode(values)
+    coordinates = [(0, 0), (2, 0), (3, 0), (4, 0), (5, 1)]
+    assert decoded.signals == [LossSignal(m, i, "capture_loss", "w", 3, 100_250) for m, i in coordinates]
+    assert decoded.skipped == {"capture_loss": 8} and [bad.message for bad in decoded.rejected] == [8]
+    alone = [entry for n, value in enumerate(values) for entry in as_seen(reading.decode([value])) if entry[2] != "x"]
+    assert [entry[2:] for entry in as_seen(decoded)] == [entry[2:] for entry in alone]
+    drops = {"kernel_packets_delta": 100, "kernel_drops_delta": 10}
+    stats = {"event_type": "stats", "timestamp": "1970-01-01T00:00:01Z", "host": "h", "stats": {"capture": drops}}
+    few, none = {"capture": {**drops, "kernel_drops_delta": 9}}, {"capture": {"kernel_drops": 7}}
+    suricata = source_format("suricata-eve").decode([of(stats), of(stats, stats=few), of(stats, stats=none)])
+    assert suricata.signals == [LossSignal(0, 0, "kernel_drops", "h", 10, 1_000)] and suricata.skipped == {"stats": 3}
+    assert source_format("suricata-eve").decode([of(stats, stats=7)]).skipped == {"stats": 1}
