@@ -65,7 +65,8 @@ class CauseEvidence(msgspec.Struct, frozen=True):
     """One thing that was not as before, and speaks for a service being the cause.
 
     Attributes:
-        signal: ``latency``, ``self_time``, ``error_ratio``, ``denied_ratio``, ``missing_calls`` or ``drift_event``.
+        signal: ``latency``, ``self_time``, ``error_ratio``, ``denied_ratio``, ``missing_calls`` or ``drift_event``; of
+            traces and metrics also ``network``, ``call_mix``, ``cpu`` and ``memory``.
         src, dst: the edge; ``src`` is empty where the evidence is the service's own (self time).
         observed, expected: in ``unit``, 6 significant digits; the sentence repeats the same numbers.
         score: strength in spreads of the baseline (robust z), 2 decimals; of a drift event, its weight alike.

@@ -95,7 +95,7 @@ def _operations(calls: CallTable, now: Mask, before: Mask) -> list[tuple[Ints, I
 
 
 def _changed(calls: CallTable, now: Ints, before: Ints) -> ChangedMix | None:
-    """Return the pattern that has gained most for its wandering, if that is evidence."""
+    """Return the pattern that has gained most for its wandering, if any has gained at all."""
     seen, pattern = np.unique(np.r_[calls.pattern[now], calls.pattern[before]], return_inverse=True)
     if len(seen) < 2:
         return None
@@ -153,12 +153,12 @@ def _first_left_out(
     return min(left_out, key=lambda service: (place[service] / often[service], service), default=-1)
 
 
-def _remark(calls: CallTable, mix: ChangedMix) -> str:
-    operation = calls.operations[mix.operation]
+def _remark(calls: CallTable, mix: ChangedMix) -> tuple[str, str]:
     if not mix.pattern:
-        text = f"{operation} that call nothing in turn"
+        text = "calls nothing in turn"
     elif mix.left_out >= 0:
-        text = f"{operation} that end after {calls.services[mix.broke_off]}"
+        text = f"ends after {calls.services[mix.broke_off]}"
     else:
-        text = f"{operation} that go on to {', '.join(calls.services[one] for one in mix.pattern)}"
-    return text if mix.left_out < 0 else f"{text}, without {calls.services[mix.left_out]}"
+        text = f"goes on to {', '.join(calls.services[one] for one in mix.pattern)}"
+    without = "" if mix.left_out < 0 else f", without {calls.services[mix.left_out]}"
+    return calls.operations[mix.operation], text + without

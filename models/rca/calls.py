@@ -16,7 +16,7 @@ class CallTable:
     """Calls of traces, prepared once; ranges of them are compared by masks.
 
     Shapes: all ``(R,)``.
-        src, dst: positions in ``services``. operation: which operation of ``dst``, in ``operations``.
+        src, dst: positions in ``services``. operation: numbers (dst, operation), named in ``operations``.
         edge_operation: numbers (src, dst, operation). window: which window the call began in.
         self_us: time in the callee less the time it waited for its own calls; below zero where those ran in parallel.
         network_us: what the caller waited beyond the callee's own time: network, queues, its own slowness.
@@ -43,15 +43,18 @@ class CallTable:
         inner = np.flatnonzero(parent >= 0)
         waited = add_up(parent[inner], records.client_us[inner].astype(np.float64), len(records))
         pattern, patterns = _patterns(records, parent)
-        pair = records.src * max(len(records.operations), 1) + records.operation
+        own, operation = np.unique(
+            records.dst * max(len(records.operations), 1) + records.operation, return_inverse=True
+        )
+        pair = records.src * max(len(own), 1) + operation
         return cls(
             services=records.services,
-            operations=records.operations,
+            operations=[records.operations[one] for one in (own % max(len(records.operations), 1)).tolist()],
             patterns=patterns,
             start_us=records.start_us,
             src=records.src,
             dst=records.dst,
-            operation=records.operation,
+            operation=operation.astype(np.int64),
             edge_operation=np.unique(pair, return_inverse=True)[1].astype(np.int64),
             window=records.start_us // CALL_WINDOW_US,
             self_us=records.server_us - waited,

@@ -60,7 +60,8 @@ class Shift:
         excess: ``(S,)``, not negative: how much there is beyond the baseline, summed over the range.
         observed, expected: ``(S,)``. sample: calls or samples now. history: windows or samples behind the expectation.
         blame: ``(S,)``, 0..1: the share that is the callee's rather than the caller's.
-        remarks: what to add in words, by subject. handed_on: the evidence counts for where it moves to as well.
+        remarks: by subject, which of its calls the signal is about and what they do, in words.
+        handed_on: the evidence counts for where it moves to as well.
     """
 
     signal: str
@@ -76,7 +77,7 @@ class Shift:
     history: Ints
     blame: Floats
     moves: Moves
-    remarks: Mapping[int, str] = field(default_factory=dict)
+    remarks: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     handed_on: bool = False
 
     @classmethod
@@ -93,7 +94,7 @@ class Shift:
         sample: Ints,
         history: Ints,
         moves: Moves | None = None,
-        remarks: Mapping[int, str] | None = None,
+        remarks: Mapping[int, tuple[str, str]] | None = None,
         handed_on: bool = False,
     ) -> "Shift":
         """Return a signal of all services themselves; columns are ``(N,)``."""

@@ -28,7 +28,7 @@ _SENTENCES = {
         " before, against {expected:g}"
     ),
     "network": "Calls from {src} to {dst} wait {observed:g} {unit} between the two against {expected:g} {unit} before",
-    "own_call_mix": "Of the calls to {dst} a share of {observed:g} are to {remark}, against {expected:g} before",
+    "own_call_mix": "Of the calls to {dst} for {what} a share of {observed:g} {does}, against {expected:g} before",
     "own_cpu": "{dst} uses {observed:g} of processor time against {expected:g} before, in the unit of its metric",
     "own_memory": "{dst} uses {observed:g} of memory against {expected:g} before, in the unit of its metric",
 }
@@ -52,9 +52,8 @@ def evidence_of(shift: Shift, topology: Topology, subject: int, suspect: int | N
     )
     score = round(float(shift.score[subject]), 2)
     template = _SENTENCES[_key(shift, is_own=bool(is_own))]
-    sentence = template.format(
-        src=src, dst=dst, observed=observed, expected=expected, unit=unit, remark=shift.remarks.get(subject, "")
-    )
+    what, does = shift.remarks.get(subject, ("", ""))
+    sentence = template.format(src=src, dst=dst, observed=observed, expected=expected, unit=unit, what=what, does=does)
     sentence += f" ({score:g} times the usual spread)."
     if suspect is not None and suspect == shift.src[subject]:
         sentence += f" {src} comes into question: its other calls or the other callers of {dst} point to it."

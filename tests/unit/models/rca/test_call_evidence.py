@@ -123,9 +123,13 @@ def test_an_operation_that_breaks_off_is_named_with_what_it_broke_off_after() ->
     assert shift.is_evidence.tolist() == [name == "frontend" for name in topology.services]
     assert (shift.observed[frontend], shift.expected[frontend]) == (0.5, 0.0)
     assert shift.excess[frontend] == pytest.approx(60, abs=0.5)
-    assert shift.remarks[frontend] == "frontend/Serve that end after cart, without ads"
+    assert shift.remarks[frontend] == ("frontend/Serve", "ends after cart, without ads")
     assert {topology.services[n] for n in shift.moves.target} == {"cart", "ads"}
     assert ranking(fault)[0] == "frontend"
+    said = sentences_of(fault, "frontend")[0]
+    assert said.startswith(
+        "Of the calls to frontend for frontend/Serve a share of 0.5 ends after cart, without ads, against 0"
+    )
     assert any("cart comes into question: what it answers may be why." in said for said in sentences_of(fault, "cart"))
 
 
@@ -134,7 +138,7 @@ def test_an_operation_that_calls_nothing_any_more() -> None:
     table, topology, ranges = table_of(fault)
     shift = mix_shift(table, ranges.now, ranges.before, topology)
     checkout = topology.services.index("checkout")
-    assert shift.remarks[checkout] == "checkout/Serve that call nothing in turn, without payment"
+    assert shift.remarks[checkout] == ("checkout/Serve", "calls nothing in turn, without payment")
     assert [topology.services[n] for n in shift.moves.target] == ["payment"]
 
 
