@@ -40,7 +40,7 @@ class RankedCase:
 def rank_case(case: FaultCase, without: frozenset[str] = frozenset()) -> RankedCase:
     """Rank a case's services, leaving out signals of ``without``."""
     shifts = [shift for shift in case.find() if shift.signal not in without]
-    scores = score_services(case.topology, shifts, case.noticed_by)
+    scores = score_services(case.topology, shifts, case.symptom)
     is_service = np.array([name not in case.outside for name in case.topology.services], dtype=np.bool_)
     total = max(float(scores.kept.sum()), 1e-12)
     # Rounded as the API does it, so that ties are ties there too.
@@ -53,7 +53,7 @@ def rank_case(case: FaultCase, without: frozenset[str] = frozenset()) -> RankedC
         np.where(is_service, scores.kept, 0.0),
         {},
         windows=max((int(shift.history.max(initial=0)) for shift in shifts), default=0),
-        noticed_by=case.noticed_by,
+        noticed_by=case.symptom.services,
         limit=NAMED,
     )
     ranks = [rank_of(one, cause, is_service) if cause >= 0 else float("inf") for one in (kept, seed)]

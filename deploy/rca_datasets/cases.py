@@ -1,9 +1,10 @@
 """A fault whose root cause is known, with the evidence that a data set holds of it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from models.rca.error_rank import Symptom
 from models.rca.evidence import Shift
 from models.rca.topology import Topology
 
@@ -33,7 +34,7 @@ class FaultCase:
     Attributes:
         system: the files' common prefix. family: kind of fault that figures are given for. fault: its name in the data.
         find: gathers the evidence; costly, so not called before it is needed.
-        noticed_by: services that raised the alarm, empty where the data set names none.
+        symptom: what raised the alarm, where the data set says so.
         outside: nodes of the topology that are no services, such as users.
     """
 
@@ -44,5 +45,5 @@ class FaultCase:
     root_cause: str
     topology: Topology
     find: Callable[[], Sequence[Shift]]
-    noticed_by: tuple[str, ...] = ()
+    symptom: Symptom = field(default_factory=Symptom)
     outside: frozenset[str] = frozenset()

@@ -13,6 +13,7 @@ import numpy as np
 from deploy.rca_datasets.cases import FaultCase
 from deploy.rca_datasets.files import find, floats, ints, names_of, read_edges, read_list, read_table
 from deploy.rca_datasets.samples import SampleColumns
+from models.rca.error_rank import Symptom
 from models.rca.evidence import Shift
 from models.rca.gather import MetricRanges, gather
 from models.rca.robust import Mask
@@ -21,6 +22,7 @@ from schemas.errors import ConfigurationError
 from schemas.rca_inputs import Metric, MetricSamples
 
 NO_ISSUE = "normal"
+HARM = {"latency": "us", "availability": "calls"}
 _KEYS = ("case", "target.node", "target.metric", "target.timestamp", "root_cause.node")
 _COLUMNS = ("case", "ts", "node", "metric", "stat", "value")
 _US_PER_S = 1e6
@@ -102,5 +104,5 @@ def _case(
         root_cause=str(case["root_cause"]["node"]),
         topology=topology,
         find=evidence,
-        noticed_by=(str(case["target"]["node"]),),
+        symptom=Symptom((str(case["target"]["node"]),), HARM.get(str(case["target"]["metric"]), "")),
     )

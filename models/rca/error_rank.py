@@ -24,6 +24,8 @@ from schemas.rca import CauseEvidence, RcaReport, ServiceWindowEdges
 FEW_WINDOWS = 5
 UNRELATED_DECAY = 0.5
 """Weight lost per hop by services that the symptom does not depend on but is connected to."""
+OTHER_HARM = 0.5
+"""Weight of evidence of another kind of harm than the symptom's: of slowness where requests fail, and so on."""
 
 _ON_CALLER = frozenset(
     {
@@ -42,6 +44,28 @@ _MEASURED_BY = {
     DriftKind.REMOVED_EDGE: "missing_calls",
     DriftKind.RATE_DROP: "missing_calls",
 }
+
+
+_HARM = {"latency": "us", "error_ratio": "calls", "missing_calls": "calls"}
+
+
+@dataclass(frozen=True, slots=True)
+class Symptom:
+    """What was noticed, where causes are asked for it.
+
+    Attributes:
+        services: who shows it. harm: excess unit of shifts of its kind, ``us`` or ``calls``; empty for any.
+    """
+
+    services: tuple[str, ...] = ()
+    harm: str = ""
+
+    @classmethod
+    def of(cls, event: DriftEvent | None) -> "Symptom":
+        """Return what a drift event says was noticed."""
+        if event is None:
+            return cls()
+        return cls((event.src, event.dst), _HARM.get(_MEASURED_BY.get(event.kind, ""), ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +101,9 @@ def rank_causes(
     if not len(current):
         return RcaReport((), len(topology.services), len(topology), now.windows, before.windows, notes)
     shifts = find_shifts(now, before, topology)
-    noticed_by = (symptom.src, symptom.dst) if symptom else ()
+    noticed = Symptom.of(symptom)
     from_events, cited = _event_seed(events, topology, shifts)
-    scores = score_services(topology, shifts, noticed_by, from_events)
+    scores = score_services(topology, shifts, noticed, from_events)
     causes = causes_of(
         topology,
         (*shifts, self_time_shift(now, before, topology)),
@@ -87,23 +111,24 @@ def rank_causes(
         scores.kept,
         cited,
         windows=before.windows,
-        noticed_by=noticed_by,
+        noticed_by=noticed.services,
         limit=limit,
     )
     return RcaReport(causes, len(topology.services), len(topology), now.windows, before.windows, notes)
 
 
 def score_services(
-    topology: Topology, shifts: Sequence[Shift], noticed_by: Iterable[str] = (), also: Floats | None = None
+    topology: Topology, shifts: Sequence[Shift], symptom: Symptom | None = None, also: Floats | None = None
 ) -> Scores:
     """Return the evidence of each service before and after propagation.
 
     Args:
-        noticed_by: services that show the symptom; evidence counts less the further it is from what they depend on.
+        symptom: evidence counts less the further it is from what its services depend on, and if its harm is another.
         also: evidence that is the service's own and stays there, ``(N,)``.
     """
     nodes = len(topology.services)
-    relevance = relevance_to(topology, noticed_by)
+    symptom = symptom or Symptom()
+    relevance = relevance_to(topology, symptom.services)
     most: dict[str, float] = {}
     for shift in shifts:
         highest = float((excess_of(shift, nodes) * relevance).max(initial=0.0))
@@ -113,7 +138,8 @@ def score_services(
     for shift in shifts:
         if not shift.score.any():
             continue
-        put_in = seed_of(shift, nodes, most[shift.excess_unit]) * relevance
+        alike = 1.0 if symptom.harm in ("", shift.excess_unit) else OTHER_HARM
+        put_in = seed_of(shift, nodes, most[shift.excess_unit]) * relevance * alike
         seed, kept = seed + put_in, kept + redistribute(put_in, shift.moves)
     return Scores(seed, kept)
 

@@ -21,8 +21,8 @@ from models.rca.topology import Topology
 
 DAMPING = 0.85
 """Largest share of its evidence a service gives away in one step; bounds walks around a cycle."""
-EXCESS_POWER = 0.25
-"""Power of a service's part in the harm that weighs its evidence: a hundredth of the harm still counts a third."""
+EXCESS_POWER = 1 / 3
+"""Power of a service's part in the harm that weighs its evidence: a thousandth of the harm still counts a tenth."""
 MAX_STEPS = 200
 TOLERANCE = 1e-9
 UNSEEN_BY_OTHERS = 0.3

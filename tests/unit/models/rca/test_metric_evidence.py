@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.rca.causes import causes_of
-from models.rca.error_rank import score_services
+from models.rca.error_rank import Symptom, score_services
 from models.rca.evidence import Shift
 from models.rca.gather import MetricRanges, gather
 from models.rca.metric_shifts import metric_shifts
@@ -70,8 +70,8 @@ def shifts_of(changes: Changes) -> dict[str, Shift]:
     return {shift.signal: shift for shift in gather(CHAIN, metrics=ranges_of(changes))}
 
 
-def first(changes: Changes, noticed_by: tuple[str, ...] = ()) -> str:
-    kept = score_services(CHAIN, list(shifts_of(changes).values()), noticed_by).kept
+def first(changes: Changes, symptom: Symptom | None = None) -> str:
+    kept = score_services(CHAIN, list(shifts_of(changes).values()), symptom).kept
     return CHAIN.services[int(np.argmax(kept))]
 
 
@@ -104,7 +104,13 @@ def test_much_harm_outweighs_many_spreads() -> None:
     latency = shifts_of(slow)["latency"]
     app, ads = CHAIN.services.index("app"), CHAIN.services.index("ads")
     assert latency.score[ads] > latency.score[app]
-    assert first(slow, ("web",)) == "app"
+    assert first(slow, Symptom(("web",))) == "app"
+
+
+def test_evidence_of_the_symptoms_kind_of_harm_comes_first() -> None:
+    both: Changes = {("", "db"): {Metric.LATENCY: 30_000}, ("", "ads"): {Metric.FAILED_RATIO: 0.2}}
+    assert first(both, Symptom(("web",), "us")) == "db"
+    assert first(both, Symptom(("web",), "calls")) == "ads"
 
 
 def test_few_failures_are_evidence_where_there_are_none_usually() -> None:
