@@ -1,6 +1,6 @@
 """Quality of ErrorRank: what each part of it is worth, how much its parameters matter, whether they were fitted.
 
-    python -m tests.bench.root_cause --data DIR [--part ablation|parameters|splits|speed] [--json]
+    python -m tests.bench.root_cause --data DIR [--part ablation|signals|parameters|splits|speed] [--json]
 
 DIR holds the files that `drift evaluate rca` reads. Nothing here is random but the graph of ``speed`` (seeded).
 """
@@ -163,6 +163,25 @@ def ablation(data: Path) -> dict[str, Any]:
     return result
 
 
+def signals(data: Path) -> dict[str, Any]:
+    """Where each signal alone puts the cause: mean place as a share of all services, .5 is chance."""
+    places: dict[str, dict[str, list[float]]] = {}
+    for case in read_all(data):
+        services = np.array([name not in case.outside for name in case.topology.services])
+        cause = case.topology.services.index(case.root_cause)
+        for shift in case.find():
+            scores = np.zeros(len(services))
+            np.maximum.at(scores, shift.dst, shift.score)
+            others = scores[services]
+            place = (others > scores[cause]).sum() + (others == scores[cause]).sum() / 2
+            group = places.setdefault(f"{case.system}, {case.family}", {})
+            group.setdefault(shift.signal, []).append(float(place) / len(others))
+    return {
+        group: {signal: {"mean_place": float(np.mean(found)), "cases": len(found)} for signal, found in rows.items()}
+        for group, rows in places.items()
+    }
+
+
 def every_setting(data: Path) -> tuple[list[Setting], list[FaultCase]]:
     """Rank all cases with each parameter halved and doubled, the plain setting first."""
     cases = read_all(data)
@@ -292,12 +311,16 @@ def main() -> None:
     """Run one part, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--part", choices=["ablation", "parameters", "splits", "speed", "all"], default="all")
+    parser.add_argument(
+        "--part", choices=["ablation", "signals", "parameters", "splits", "speed", "all"], default="all"
+    )
     parser.add_argument("--json", action="store_true", dest="as_json")
     options = parser.parse_args()
     result: dict[str, Any] = {}
     if options.part in ("ablation", "all"):
         result |= ablation(options.data)
+    if options.part in ("signals", "all"):
+        result["signals"] = signals(options.data)
     if options.part in ("parameters", "splits", "all"):
         settings, cases = every_setting(options.data)
         if options.part != "splits":
