@@ -24,12 +24,16 @@ from tests.simulation.broker import Headers, TopicPartition
 from tests.simulation.clickhouse import SimulatedClient
 from tests.simulation.lineage import follow
 from tests.simulation.loop import Died
-from tests.simulation.scenario import IDLE_MS
+from tests.simulation.scenario import IDLE_MS, MAIN, SECOND
 
 if TYPE_CHECKING:
     from tests.simulation.simulator import Simulator
 
 FLOWS, CONTROLS, LOG, STATE = "flows", "drift-controls", "tenant-log", "tenant-state"
+MORE = "more-flows"
+"""Source topic of the second lane, in schedules that have one."""
+SOURCES_OF_ROWS = (FLOWS, MORE)
+READ_BY_INGEST = (*SOURCES_OF_ROWS, CONTROLS)
 EVENTS, WINDOWS, DEAD_LETTERS = "drift-events", "graph-windows", "flows-dead-letter"
 SINK_TOPICS = (EVENTS, WINDOWS)
 TICK_S = 4.0
@@ -211,7 +215,7 @@ class Process:
             dead_letter_topic=DEAD_LETTERS,
             dead_letter_partitions=1,
             statement_every_ms=STATEMENT_EVERY_MS,
-            idle_ms={"default": IDLE_MS},
+            idle_ms={MAIN: IDLE_MS, SECOND: IDLE_MS},
             accept_loss=accept_loss,
         )
         self.ingest: IngestWorker = variant.ingest(
@@ -374,7 +378,7 @@ class Process:
                 None if fetch.fetched_s is None else int((now_s - fetch.fetched_s) * 1000),
             )
             for tp, fetch in self.fetches.items()
-            if tp[0] in (FLOWS, CONTROLS)
+            if tp[0] in READ_BY_INGEST
         }
 
     # -- fetching --------------------------------------------------------------------------------------------------
@@ -418,7 +422,7 @@ class Process:
             [record.key for record in records],
             [record.headers for record in records],
             [record.timestamp_ms for record in records],
-            int(tp[0] == FLOWS and sim.scenario.append_time),
+            int(tp[0] in SOURCES_OF_ROWS and sim.scenario.append_time),
             log.end,
             self.generation,
         )
@@ -429,12 +433,12 @@ class Process:
     def poll_empty(self) -> None:
         """Answer the long polls of partitions that have nothing to give: their end is reached."""
         for tp, fetch in self.fetches.items():
-            at_end = tp[0] in (FLOWS, CONTROLS) and fetch.position == self.sim.broker.logs[tp].end
+            at_end = tp[0] in READ_BY_INGEST and fetch.position == self.sim.broker.logs[tp].end
             if at_end and tp not in self.held and not self.sim.is_stalled(tp):
                 fetch.fetched_s, fetch.highwater, fetch.end_reached = self.sim.loop.now_s, fetch.position, True
 
     def _hand_over(self, chunk: Chunk) -> None:
-        if chunk.topic in (FLOWS, CONTROLS):
+        if chunk.topic in READ_BY_INGEST:
             self.ingest.submit(chunk)
         elif chunk.topic == LOG:
             if chunk.partition in self._graph_queues:
@@ -443,7 +447,7 @@ class Process:
             self._sink_queues[chunk.topic].put_nowait(chunk)
 
     async def _out_of_range(self, tp: TopicPartition, fetch: Fetch, wanted: int, start: int, end: int) -> None:
-        if tp[0] not in (FLOWS, CONTROLS):
+        if tp[0] not in READ_BY_INGEST:
             raise AssertionError(f"only sources lose records here, not {tp}")
         offset = await self.ingest.accept_loss(tp[0], tp[1], wanted, start, end)
         if offset is not None and self.fetches.get(tp) is fetch:
@@ -481,10 +485,10 @@ class Process:
             start = await self._start_graph(tp[1])
             return log.start if start is None else start
         committed = self.sim.broker.committed.get(tp)
-        if tp[0] not in (FLOWS, CONTROLS):
+        if tp[0] not in READ_BY_INGEST:
             return log.start if committed is None else committed
         first = log.start
-        if committed is None and tp[0] == FLOWS and await self.commit({tp: first}):
+        if committed is None and tp[0] in SOURCES_OF_ROWS and await self.commit({tp: first}):
             committed = first
         return await self.ingest.start(tp[0], tp[1], committed, first)
 

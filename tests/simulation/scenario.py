@@ -24,6 +24,9 @@ TENANT_PAIRS = (("acme", "hooli"), ("acme", "hooli"), ("acme", "globex"), ("init
 """Their partitions of three: acme 1, globex 2, initech 0, hooli 1."""
 DAY_S = 86_400.0
 
+MAIN, SECOND = "default", "second"
+"""Lanes. The second one has a source topic of its own and sees some of the same edges."""
+
 PROMPT, TARDY, DEAD = "prompt", "tardy", "dead"
 """What must become of a row: on time in its window; counted once, late or in whatever window; a dead letter."""
 
@@ -44,6 +47,7 @@ class Row:
     is_server: bool
     window: int
     fate: str
+    lane: str = MAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Message:
     value: bytes
     rows: tuple[Row, ...]
     dead: tuple[int, ...] = ()
+    lane: str = MAIN
 
 
 @dataclass(slots=True)
@@ -101,12 +106,18 @@ class Scenario:
     takeover_s: tuple[float, float] = (1.0, 5.0)
     real_rows: bool = False
 
+    @property
+    def has_second_lane(self) -> bool:
+        """Say whether two lanes are compared."""
+        return any(message.lane == SECOND for message in self.messages)
+
 
 class _Input:
     """Draws messages; keeps count of each edge's rows so that every one has a power of two of its own."""
 
-    def __init__(self, rng: random.Random, tenants: tuple[str, str], with_latency: bool) -> None:
+    def __init__(self, rng: random.Random, tenants: tuple[str, str], with_latency: bool, lane: str = MAIN) -> None:
         self._rng = rng
+        self._lane = lane
         self._tenants = tenants
         self._with_latency = with_latency
         self._rows_of: dict[tuple[str, str, str], int] = {}
@@ -130,7 +141,7 @@ class _Input:
             f'{{"time_ms":{time_ms},"src":"{src}","dst":"{dst}","tenant":"{tenant}","calls":{calls},'
             f'"port":80,"protocol":"tcp","host":"h{self._rng.randrange(4)}"{extra}}}'
         )
-        return text, Row(tenant, src, dst, calls, side == "server", time_ms // WINDOW_MS, fate)
+        return text, Row(tenant, src, dst, calls, side == "server", time_ms // WINDOW_MS, fate, self._lane)
 
     def prompt(self, at_s: float, tenant_number: int | None = None) -> tuple[str, Row]:
         """Draw a row that must be on time."""
@@ -241,7 +252,21 @@ def draw(seed: int) -> Scenario:
         value = json.dumps({"learning_windows": rng.randrange(3)}).encode()
         scenario.controls.append((rng.random() * 9.0, f"{tenants[0]}:tenant-settings:x".encode(), value))
     _draw_faults(rng, scenario)
+    if seed % 5 == 2 and not scenario.truncations and scenario.incarnation_s is None:
+        # By a generator of its own, so that all other schedules stay what they were.
+        scenario.messages += _second_lane(random.Random(seed ^ 0xB), tenants)
     return scenario
+
+
+def _second_lane(rng: random.Random, tenants: tuple[str, str]) -> list[Message]:
+    """Draw what the second lane reports: mostly edges that the first has, now and then before it."""
+    source = _Input(rng, tenants, with_latency=False, lane=SECOND)
+    messages = []
+    for at_s in sorted(1.0 + rng.random() * (PRODUCE_S - 2.0) for _ in range(rng.randrange(3, 6))):
+        drawn = [source.prompt(at_s) for _ in range(rng.randrange(1, 3))]
+        value = "[" + ",".join(text for text, _ in drawn) + "]"
+        messages.append(Message(at_s, 0, value.encode(), tuple(row for _, row in drawn), lane=SECOND))
+    return messages
 
 
 def _draw_faults(rng: random.Random, scenario: Scenario) -> None:

@@ -33,8 +33,10 @@ from tests.simulation.process import Process
 from tests.simulation.scenario import (
     EPOCH_MS,
     LATENESS_MS,
+    MAIN,
     MAX_WAIT_MS,
     PARTITIONS,
+    SECOND,
     SETTLE_S,
     SKEW_MS,
     SOURCES,
@@ -55,20 +57,21 @@ _PLAIN = SimpleNamespace(
 _BINARY = pa.schema([("value", pa.binary())])
 
 
-def lane_of(source: str, learning_windows: int) -> LaneConfig:
-    """Return the one lane of a simulation."""
+def lane_of(source: str, learning_windows: int, name: str = MAIN) -> LaneConfig:
+    """Return a lane of a simulation."""
     return LaneConfig(
-        "default",
+        name,
         window_ms=WINDOW_MS,
         lateness_ms=LATENESS_MS,
         max_wait_ms=MAX_WAIT_MS,
         skew_ms=SKEW_MS,
-        members=(Member(source, SOURCES),),
+        members=(Member(source, SOURCES if name == MAIN else 1),),
         detection=DetectionConfig(learning_windows=learning_windows),
     )
 
 
 FLOW_TOPIC = FlowTopic(topic=shell.FLOWS, tenants=("acme", "globex", "initech", "hooli"))
+SECOND_TOPIC = FLOW_TOPIC.model_copy(update={"topic": shell.MORE, "lane": SECOND})
 
 
 @dataclass(slots=True)
@@ -118,9 +121,13 @@ class Simulator:
         self._accept_loss = scenario.accept_loss
         self._make_topics()
 
+    @property
+    def _batched(self) -> tuple[tuple[str, int], ...]:
+        return (*BATCHED, (shell.MORE, 1)) if self.scenario.has_second_lane else BATCHED
+
     def _make_topics(self) -> None:
         self.broker = Broker()
-        for topic, count in BATCHED:
+        for topic, count in self._batched:
             self.broker.make(topic, count)
         self.broker.make(shell.CONTROLS, 1)
         self.broker.make(shell.STATE, PARTITIONS)
@@ -218,7 +225,7 @@ class Simulator:
     def fetch_delay_s(self, tp: TopicPartition) -> float:
         """Return how long a fetch takes."""
         draw = self.rng.random()
-        if tp[0] == shell.FLOWS:
+        if tp[0] in shell.SOURCES_OF_ROWS:
             return 0.05 + draw * self.scenario.fetch_s
         if tp[0] == shell.LOG:
             return 0.02 + draw * 0.4
@@ -226,7 +233,7 @@ class Simulator:
 
     def chunk_size(self, tp: TopicPartition) -> int:
         """Return where a fetch is cut."""
-        return self.rng.randrange(1, 7) if tp[0] in (shell.FLOWS, shell.LOG) else self.rng.randrange(1, 25)
+        return self.rng.randrange(1, 7) if tp[0] in (*shell.SOURCES_OF_ROWS, shell.LOG) else self.rng.randrange(1, 25)
 
     def is_stalled(self, tp: TopicPartition) -> bool:
         """Say whether fetching a source partition is stuck."""
@@ -260,7 +267,7 @@ class Simulator:
         members = [n for n, process in sorted(self.processes.items()) if process.alive and n not in self._zombies]
         if not members or self.is_stopping:
             return
-        tps = [(topic, partition) for topic, count in BATCHED for partition in range(count)]
+        tps = [(topic, partition) for topic, count in self._batched for partition in range(count)]
         if self.scenario.controls:
             tps.append((shell.CONTROLS, 0))
         shares: dict[int, list[TopicPartition]] = {member: [] for member in members}
@@ -294,7 +301,8 @@ class Simulator:
     # -- the schedule ----------------------------------------------------------------------------------------------
 
     def _push(self, message: Message) -> None:
-        offset = self.broker.append((shell.FLOWS, message.partition), None, message.value, (), self.now_ms())
+        topic = shell.FLOWS if message.lane == MAIN else shell.MORE
+        offset = self.broker.append((topic, message.partition), None, message.value, (), self.now_ms())
         self.pushed.append((len(self.eras), message.partition, offset, message))
 
     def _control(self, key: bytes, value: bytes) -> None:
@@ -434,6 +442,11 @@ class Simulator:
             for source in range(SOURCES):
                 end = self.broker.logs[shell.FLOWS, source].end
                 if end and machine.applied.get((name, source), -1) < end_position(end - 1):
+                    return False
+            if self.scenario.has_second_lane:
+                end = self.broker.logs[shell.MORE, 0].end
+                second = self.variant.source(shell.MORE, self.incarnation)
+                if end and machine.applied.get((second, 0), -1) < end_position(end - 1):
                     return False
         return True
 

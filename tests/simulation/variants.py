@@ -60,16 +60,20 @@ class _WithHalves:
 
 def _readers(sim: "Simulator", reader: Callable[..., FlowReader]) -> dict[str, SourceReader]:
     """Return readers as streams/ingest/faust_agent.py makes them, of a format that has halves of calls too."""
-    from tests.simulation.simulator import FLOW_TOPIC, lane_of
+    from tests.simulation.process import FLOWS, MORE
+    from tests.simulation.scenario import MAIN, SECOND
+    from tests.simulation.simulator import FLOW_TOPIC, SECOND_TOPIC, lane_of
 
-    source = sim.variant.source("flows", sim.incarnation)
-    lane = lane_of(source, sim.scenario.learning_windows)
-    flows = reader(FLOW_TOPIC, source, lane, sim.partitions)
-    flows.rules = replace(flows.rules, format=_WithHalves(flows.rules.format))
-    return {
-        "flows": flows,
-        "drift-controls": ControlReader(sim.variant.source("drift-controls", sim.incarnation), sim.partitions),
+    readers: dict[str, SourceReader] = {
+        "drift-controls": ControlReader(sim.variant.source("drift-controls", sim.incarnation), sim.partitions)
     }
+    topics = ((FLOWS, FLOW_TOPIC, MAIN), (MORE, SECOND_TOPIC, SECOND))
+    for name, topic, lane in topics if sim.scenario.has_second_lane else topics[:1]:
+        source = sim.variant.source(name, sim.incarnation)
+        config = lane_of(source, sim.scenario.learning_windows, lane)
+        flows = readers[name] = reader(topic, source, config, sim.partitions)
+        flows.rules = replace(flows.rules, format=_WithHalves(flows.rules.format))
+    return readers
 
 
 @dataclass(frozen=True)

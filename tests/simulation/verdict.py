@@ -23,7 +23,8 @@ from tests.simulation.simulator import Era, Simulator
 
 _EVENT_ID = "ce_id"
 _COUNTED = ("flows", "calls", "late_flows", "late_calls", "other_side_flows")
-Edge = tuple[str, str, str]
+Edge = tuple[str, str, str, str]
+"""Lane, tenant, caller, callee."""
 
 
 @dataclass(slots=True)
@@ -52,6 +53,7 @@ class Verdict:
     stuck: int = 0
     open_windows: int = 0
     tenants: int = 0
+    lanes: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -300,8 +302,9 @@ def _check_input(
             merged[index] += sums
     of_edge: dict[Edge, list[Row]] = defaultdict(list)
     for row in rows:
-        of_edge[row.tenant, row.src, row.dst].append(row)
-    verdict.tenants = len({edge[0] for edge in of_edge})
+        of_edge[row.lane, row.tenant, row.src, row.dst].append(row)
+    verdict.tenants = len({edge[1] for edge in of_edge})
+    verdict.lanes = len({edge[0] for edge in of_edge})
     is_plain = not (sim.scenario.pauses or sim.truncated or len(sim.eras) > 1)
     for edge in of_edge.keys() | got.keys():
         _check_edge(edge, of_edge.get(edge, []), got.get(edge, {}), incomplete if is_plain else None, verdict)
@@ -311,7 +314,7 @@ def _check_edge(
     edge: Edge,
     rows: list[Row],
     got: dict[int, Counter[str]],
-    incomplete: set[tuple[str, int]] | None,
+    incomplete: set[tuple[str, str, int]] | None,
     verdict: Verdict,
 ) -> None:
     total: Counter[str] = sum(got.values(), Counter())
@@ -327,7 +330,7 @@ def _check_edge(
     if incomplete is not None and not is_wrong:
         windows = {row.window for row in rows if row.fate == PROMPT}
         for window in windows:
-            if (edge[0], window) in incomplete:
+            if (edge[0], edge[1], window) in incomplete:
                 continue
             mine = [row for row in rows if row.window == window and row.fate == PROMPT]
             wanted = sum(row.calls for row in mine if not row.is_server)
@@ -343,20 +346,20 @@ def _check_edge(
 
 def _totals(
     windows: dict[tuple[Any, ...], bytes],
-) -> tuple[dict[Edge, dict[int, Counter[str]]], set[tuple[str, int]]]:
+) -> tuple[dict[Edge, dict[int, Counter[str]]], set[tuple[str, str, int]]]:
     """Return the sums of each edge and window on `graph-windows`, and which windows are marked incomplete."""
     found: dict[Edge, dict[int, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
-    incomplete: set[tuple[str, int]] = set()
+    incomplete: set[tuple[str, str, int]] = set()
     for value in windows.values():
         chunk = decode_chunk(value)
         index = chunk.start_ms // WINDOW_MS
         if chunk.incomplete:
-            incomplete.add((chunk.tenant, index))
+            incomplete.add((chunk.lane, chunk.tenant, index))
         if chunk.is_marker:
             continue
         columns = {name: unpack_column(chunk.columns[name], chunk.count).tolist() for name in _COUNTED}
         for number, (src, dst) in enumerate(zip(chunk.src, chunk.dst, strict=True)):
-            sums = found[chunk.tenant, src, dst][index]
+            sums = found[chunk.lane, chunk.tenant, src, dst][index]
             for name, column in columns.items():
                 sums[name] += column[number]
     return found, incomplete
@@ -372,6 +375,7 @@ def _input(sim: Simulator, verdict: Verdict) -> tuple[list[Row], set[str], set[s
     for number, partition, offset, message in sim.pushed:
         is_last = number == len(sim.eras) - 1
         is_certain = is_last and not any(p == partition and a <= offset < b for p, a, b in sim.truncated)
+        # Only the first lane's topic has dead letters, and losses.
         keys = {f"{shell.FLOWS}:{partition}:{offset}:{0xFFFFF if index < 0 else index}" for index in message.dead}
         if is_certain:
             dead |= keys
