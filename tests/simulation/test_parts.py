@@ -69,7 +69,7 @@ def test_every_schedule_has_what_it_takes() -> None:
     for seed in range(200):
         scenario = draw(seed)
         rows = [row for message in scenario.messages for row in message.rows]
-        client_calls = [(r.tenant, r.dst, r.calls) for r in rows if not r.is_server]
+        client_calls = [(r.lane, r.tenant, r.dst, r.calls) for r in rows if not r.is_server]
         assert len(client_calls) == len(set(client_calls)), "calls of an edge tell its rows apart"
         assert len({row.tenant for row in rows}) == 2
         assert len({row.window for row in rows if row.fate != DEAD}) >= 2
