@@ -296,8 +296,8 @@ def _check_input(
         verdict.notes.append(f"{len(rows)} rows came in; on time, late and skewed are {dict(counts)}")
     got, incomplete = _totals(windows)
     whole = {("a", "ext:q"), ("ext:unknown", "q")}  # halves that a fault kept apart: together they are all there
-    for edge in [edge for edge in got if edge[1:] in whole]:
-        merged = got.setdefault((edge[0], "a", "q"), defaultdict(Counter))
+    for edge in [edge for edge in got if edge[2:] in whole]:
+        merged = got.setdefault((edge[0], edge[1], "a", "q"), defaultdict(Counter))
         for index, sums in got.pop(edge).items():
             merged[index] += sums
     of_edge: dict[Edge, list[Row]] = defaultdict(list)
