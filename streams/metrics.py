@@ -62,6 +62,11 @@ class Metrics:
             "losing data. Find out why: a silent or paused source partition, records lost, or what the findings about "
             "sources say.",
         )
+        self.removals_seen_elsewhere = counter(
+            "drift_removals_seen_elsewhere",
+            "Removed edges kept back because another lane of the tenant still sees them. Many at once: a source has "
+            "lost sight of a part of the estate (an agent, a flow log that was switched off).",
+        )
         self.windows_closed = counter(
             "drift_windows_closed",
             "Windows closed. Incomplete ones: a source partition was silent for max_wait_ms, was paused, or lost "

@@ -21,7 +21,7 @@ from models.graph.folding import fold_halves
 from models.graph.guarding import close_guard
 from models.graph.judging import judge_signals, judge_structure
 from models.graph.lane import LaneState
-from models.graph.output import WITHHELD, Output
+from models.graph.output import SEEN_ELSEWHERE, WITHHELD, Output
 from models.graph.registry import CALLS, NEVER
 from models.graph.window import WindowTable
 from schemas.drift import DriftKind, EdgeRef
@@ -229,7 +229,7 @@ def _fire_deadlines(lane: LaneState, index: int, detections: dict[int, list[Dete
             if kind is DriftKind.REMOVED_EDGE:
                 if is_still_seen(lane, identity, index):
                     # Told, or kept back once more, when it has been missed for as long again.
-                    output.counts[WITHHELD] += int(edge["seen_elsewhere"][number] <= edge["last_index"][number])
+                    output.counts[SEEN_ELSEWHERE] += int(edge["seen_elsewhere"][number] <= edge["last_index"][number])
                     edge["seen_elsewhere"][number] = index
                     continue
                 tell_removed(lane, identity)

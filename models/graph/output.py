@@ -8,8 +8,9 @@ from schemas.drift import DriftEvent
 from schemas.graph import ClosedWindow
 
 WITHHELD = "withheld"
-"""Count of findings, not rows: removed edges and drops of rates that an incomplete window kept back, and removed edges
-that another lane of the tenant still sees."""
+"""Count of findings, not rows: removed edges and drops of rates that an incomplete window kept back."""
+SEEN_ELSEWHERE = "seen_elsewhere"
+"""Count of findings, too: removed edges kept back because another lane of the tenant still sees them."""
 PAIRED, REPEATED, ALONE, CROWDED_OUT = "halves_paired", "halves_repeated", "halves_alone", "halves_crowded_out"
 HALVES = {PAIRED: "paired", REPEATED: "repeated", ALONE: "alone", CROWDED_OUT: "crowded_out"}
 """Counts of folded rows that are halves of calls, which are on time, late or skewed, too. What was crowded out is also
@@ -29,7 +30,7 @@ class RowDeadLetter:
 
 @dataclass(slots=True)
 class Output:
-    """Events and closed windows in order, rows refused, and counts: rows by outcome, findings ``WITHHELD``."""
+    """Events and closed windows in order, rows refused, and counts: rows by outcome, findings kept back."""
 
     events: list[DriftEvent] = field(default_factory=list)
     windows: list[ClosedWindow] = field(default_factory=list)

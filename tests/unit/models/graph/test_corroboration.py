@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from models.graph.output import WITHHELD
+from models.graph.output import SEEN_ELSEWHERE
 from models.graph.snapshot import mark_clean, take
 from schemas.drift import Activity, DriftEvent, DriftKind
 from schemas.flow import Flow
@@ -375,7 +375,7 @@ def seen_by(quiet_until: dict[str, int], windows: int, lanes: tuple[Any, ...] = 
 def test_an_edge_that_another_lane_still_sees_is_not_removed() -> None:
     feed = seen_by({"hubble": 12, "vpc": 100}, 60)
     assert [e for events in feed.events.values() for e in events if removal(e)] == []
-    assert feed.output.counts[WITHHELD] == 1, "kept back several times, counted once"
+    assert feed.output.counts[SEEN_ELSEWHERE] == 1, "kept back several times, counted once"
 
 
 def test_it_is_removed_when_no_lane_sees_it_and_one_lane_says_so() -> None:
@@ -440,7 +440,7 @@ def test_a_row_in_an_open_window_of_another_lane_shows_that_the_edge_is_there() 
     for index in range(20, 24):
         feed.send("hubble", base(index))
     assert [e for events in feed.events.values() for e in events if removal(e)] == []
-    assert feed.output.counts[WITHHELD] == 1
+    assert feed.output.counts[SEEN_ELSEWHERE] == 1
 
 
 def test_a_lane_that_fell_silent_itself_holds_no_removal_back() -> None:
