@@ -89,15 +89,26 @@ def seen(flows: Sequence[Flow], reply: IntColumn, swapped: Mask, *, by_verdicts:
     is_packet = mask_of((flow.l7 is None for flow in flows), size)
     # Where conntrack was not asked, Hubble knows neither: the endpoint's own program has traced the packet already.
     unasked = (kind == _TRACE) & (reply == UNKNOWN) & (direction == UNKNOWN)
-    # The host's program traces what leaves again, and takes itself for the receiver.
-    is_local = mask_of((flow.source is not None and flow.source.ID > 0 for flow in flows), size)
-    again = (point == _LEAVING) & is_local & (direction == np.where(swapped, _EGRESS, _INGRESS))
+    # The host's program traces what leaves again, and takes itself for the receiver. What leaves for an endpoint of the
+    # same node is traced as it arrives there.
+    from_local = mask_of((flow.source is not None and flow.source.ID > 0 for flow in flows), size)
+    to_local = mask_of((flow.destination is not None and flow.destination.ID > 0 for flow in flows), size)
+    by_host = direction == np.where(swapped, _EGRESS, _INGRESS)
+    again = (point == _LEAVING) & from_local & (by_host | to_local)
     told = (kind != _VERDICT) if by_verdicts else (kind == _VERDICT)
     by_point = np.where((point == _LEAVING) == swapped, SIDE_SERVER, SIDE_CLIENT)
     by_direction = np.where(direction == _INGRESS, SIDE_SERVER, SIDE_CLIENT)
     is_between = (point == _UNTOLD) | (point == _BETWEEN)
+    # What has one report stands for both ends, lest the end that is chosen lacks it: an exchange within a node, an
+    # answer, of which the proxy of one end tells, and a drop.
+    dropped = mask_of((flow.verdict == "DROPPED" for flow in flows), size)
+    is_apart = (kind == _VERDICT) & by_verdicts  # each end has its own policies
+    is_only = ~is_packet | dropped | (from_local & to_local & ~is_apart)
+    # What is dropped on its way in was sent by a pod elsewhere, whose node has traced it.
+    from_pod = mask_of((flow.source is not None and bool(flow.source.namespace) for flow in flows), size)
+    is_traced = is_packet & dropped & (kind != _VERDICT) & (direction == _INGRESS) & from_pod & ~from_local
     return Seen(
         is_repeat=is_packet & (told | unasked | again | (point == _BETWEEN)),
-        is_later=coded_words(_LATER, [flow.trace_reason for flow in flows]) > 0,
-        side=np.where(is_between, by_direction, by_point),
+        is_later=is_traced | (coded_words(_LATER, [flow.trace_reason for flow in flows]) > 0),
+        side=np.where(is_only, SIDE_CLIENT, np.where(is_between, by_direction, by_point)),
     )

@@ -30,18 +30,19 @@ def total(decoded: Decoded, measure: str) -> int:
 
 CLIENT = {"ID": 423, "namespace": "shop", "pod_name": "frontend-6c9d4d5f7b-x2k4q"}
 SERVER = {"ID": 871, "namespace": "shop", "pod_name": "cart-7848d6c4d5-th9v2"}
+NODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # client and server as a node knows them: only its own endpoints have a number
+    "client": (CLIENT, {name: value for name, value in SERVER.items() if name != "ID"}),
+    "server": ({name: value for name, value in CLIENT.items() if name != "ID"}, SERVER),
+    "both": (CLIENT, SERVER),
+}
 SYN, SYN_ACK, ACK, RST = {"SYN": True}, {"SYN": True, "ACK": True}, {"ACK": True}, {"RST": True}
 DROP, TRACE, VERDICT, SOCKET, ACCESS_LOG = 1, 4, 5, 7, 129
 
 
-def remote(end: dict[str, Any]) -> dict[str, Any]:
-    """An endpoint as the other node knows it."""
-    return {name: value for name, value in end.items() if name != "ID"}
-
-
-def event(kind: int, flags: dict[str, bool] | None = None, **fields: Any) -> bytes:
+def event(kind: int, flags: dict[str, bool] | None = None, node: str = "client", **fields: Any) -> bytes:
     is_reply = fields.get("is_reply", False)
-    ends = (SERVER, CLIENT) if is_reply else (CLIENT, SERVER)
+    ends = NODES[node][::-1] if is_reply else NODES[node]
     ports = (8080, 44916) if is_reply else (44916, 8080)
     flow = {
         "time": "2024-07-08T10:09:24Z",
@@ -59,6 +60,7 @@ def event(kind: int, flags: dict[str, bool] | None = None, **fields: Any) -> byt
 
 
 def trace(flags: dict[str, bool], point: str, direction: str | None, reason: str = "NEW", **fields: Any) -> bytes:
+    """A trace event; ``reason`` as Cilium calls what conntrack knew."""
     where = {"trace_observation_point": point, "traffic_direction": direction, "trace_reason": reason}
     return event(TRACE, flags, **{**where, **fields})
 
@@ -75,11 +77,19 @@ AT_CLIENT = [
     trace(ACK, "TO_STACK", "EGRESS", reason="ESTABLISHED"),
 ]
 AT_SERVER = [
-    event(VERDICT, SYN, traffic_direction="INGRESS", source=remote(CLIENT)),
-    trace(SYN, "TO_ENDPOINT", "INGRESS", source=remote(CLIENT)),
-    trace(SYN_ACK, "TO_STACK", "INGRESS", reason="REPLY", is_reply=True, destination=remote(CLIENT)),
-    trace(SYN_ACK, "TO_NETWORK", "EGRESS", reason="REPLY", is_reply=True, destination=remote(CLIENT)),
-    trace(ACK, "TO_ENDPOINT", "INGRESS", reason="ESTABLISHED", source=remote(CLIENT)),
+    event(VERDICT, SYN, node="server", traffic_direction="INGRESS"),
+    trace(SYN, "TO_ENDPOINT", "INGRESS", node="server"),
+    trace(SYN_ACK, "TO_STACK", "INGRESS", reason="REPLY", is_reply=True, node="server"),
+    trace(SYN_ACK, "TO_NETWORK", "EGRESS", reason="REPLY", is_reply=True, node="server"),
+    trace(ACK, "TO_ENDPOINT", "INGRESS", reason="ESTABLISHED", node="server"),
+]
+WITHIN_A_NODE = [
+    event(VERDICT, SYN, node="both", traffic_direction="EGRESS"),
+    trace(SYN, "TO_STACK", "EGRESS", node="both"),
+    event(VERDICT, SYN, node="both", traffic_direction="INGRESS"),
+    trace(SYN, "TO_ENDPOINT", "INGRESS", node="both"),
+    trace(SYN_ACK, "TO_STACK", "INGRESS", reason="REPLY", is_reply=True, node="both"),
+    trace(SYN_ACK, "TO_ENDPOINT", "EGRESS", reason="REPLY", is_reply=True, node="both"),
 ]
 
 
@@ -91,6 +101,19 @@ def test_hubbles_events_of_a_connection_are_one_call_at_each_end() -> None:
     assert edge[1:] == ("shop/frontend", "shop/cart", 8080, 6)
 
 
+def test_hubbles_events_within_a_node_stand_for_both_ends() -> None:
+    """The client's report is what is counted where there is one: it must have these calls, too."""
+    decoded = source_format("hubble").decode(WITHIN_A_NODE)
+    assert calls(decoded) == {SIDE_CLIENT: 1} and set(decoded.runs[0].columns["side"].tolist()) == {SIDE_CLIENT}
+    together = source_format("hubble").decode([*AT_CLIENT, *AT_SERVER, *WITHIN_A_NODE])
+    assert calls(together) == {SIDE_CLIENT: 2, SIDE_SERVER: 1}
+    by_verdicts = source_format("hubble?calls=verdicts").decode(WITHIN_A_NODE)
+    assert calls(by_verdicts) == {SIDE_CLIENT: 1, SIDE_SERVER: 1}
+    refused = {"verdict": "DROPPED", "drop_reason_desc": "POLICY_DENIED", "is_reply": None, "node": "both"}
+    dropped = source_format("hubble").decode([event(DROP, SYN, traffic_direction="INGRESS", **refused)])
+    assert calls(dropped) == {SIDE_CLIENT: 1} and total(dropped, "denied") == 1
+
+
 def test_hubbles_verdicts_alone_are_counted_where_the_configuration_says_so() -> None:
     decoded = source_format("hubble?calls=verdicts").decode([*AT_CLIENT, *AT_SERVER])
     assert calls(decoded) == {SIDE_CLIENT: 1, SIDE_SERVER: 1}
@@ -100,11 +123,21 @@ def test_hubbles_verdicts_alone_are_counted_where_the_configuration_says_so() ->
 
 
 @pytest.mark.parametrize("spelling", ["hubble", "hubble?calls=verdicts"])
-def test_what_hubble_refused_is_one_call_refused_once(spelling: str) -> None:
+@pytest.mark.parametrize("direction", ["INGRESS", "EGRESS"])
+def test_what_hubble_refused_is_one_call_refused_once(spelling: str, direction: str) -> None:
+    """One end refuses, and the client's report is what is counted where there is one: it must have the refusal."""
     refused = {"verdict": "DROPPED", "drop_reason_desc": "POLICY_DENIED", "is_reply": None}
-    events = [event(kind, SYN, traffic_direction="INGRESS", **refused) for kind in (VERDICT, DROP)]
+    node = "server" if direction == "INGRESS" else "client"
+    events = [event(kind, SYN, node=node, traffic_direction=direction, **refused) for kind in (VERDICT, DROP)]
+    if direction == "INGRESS" and spelling == "hubble":
+        events.append(AT_CLIENT[4])  # it was let out
     decoded = source_format(spelling).decode(events)
-    assert calls(decoded) == {SIDE_SERVER: 1} and total(decoded, "denied") == 1 and total(decoded, "errors") == 0
+    assert calls(decoded) == {SIDE_CLIENT: 1} and total(decoded, "denied") == 1 and total(decoded, "errors") == 0
+    assert set(decoded.runs[0].columns["side"].tolist()) == {SIDE_CLIENT}
+    world = {"labels": ["reserved:world"]}
+    alone = source_format(spelling).decode([event(VERDICT, SYN, source=world, traffic_direction=direction, **refused)])
+    drop = source_format(spelling).decode([event(DROP, SYN, source=world, traffic_direction=direction, **refused)])
+    assert calls(alone) | calls(drop) == {SIDE_CLIENT: 1} and total(alone, "denied") + total(drop, "denied") == 1
 
 
 def test_a_packet_lost_on_its_way_is_an_error_however_calls_are_counted() -> None:
@@ -132,7 +165,7 @@ def test_http_that_the_proxy_refuses_is_one_call_refused_once() -> None:
     answer = event(ACCESS_LOG, Type="L7", traffic_direction="INGRESS", is_reply=True, l7=answered)
     to_proxy = trace(SYN, "TO_PROXY", "INGRESS")
     decoded = source_format("hubble").decode([to_proxy, request, answer])
-    assert calls(decoded) == {SIDE_SERVER: 1} and total(decoded, "denied") == 1
+    assert calls(decoded) == {SIDE_CLIENT: 1} and total(decoded, "denied") == 1
     dns = event(ACCESS_LOG, Type="L7", verdict="DROPPED", l7={"type": "REQUEST", "dns": {"query": "a.b."}})
     refused = source_format("hubble").decode([dns])
     assert calls(refused) == {SIDE_CLIENT: 1} and total(refused, "denied") == 1
