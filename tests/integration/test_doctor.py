@@ -17,6 +17,7 @@ from deploy.cli import main
 from deploy.commands.doctor import diagnose
 from deploy.diagnosis.finding import Finding, Level
 from schemas.settings import ClickHouseSettings, Settings
+from schemas.topics import INTERNAL_AND_PUBLIC
 from streams.kafka_clients import make_admin, make_consumer
 from streams.topics import ensure_topics, topic_config
 from tests.builders_clickhouse import ClickHouse
@@ -234,8 +235,9 @@ def test_the_commands_say_and_return_what_they_found(
         code, out = run_cli(capsys, monkeypatch, config, *arguments)
         return code, json.loads(out) if "--json" in arguments else out
 
+    every = len(INTERNAL_AND_PUBLIC) + len(settings.flows)
     code, out = drift("topics", "--check")
-    assert code == 1 and out.count("does not exist: `drift topics` creates it") == 8
+    assert code == 1 and out.count("does not exist: `drift topics` creates it") == every == 9
     code, out = drift("topics")
     assert code == 0
     assert f"{settings.topics.name('tenant_log')}  2 partitions, delete, kept 3 d, LogAppendTime" in out
@@ -244,7 +246,7 @@ def test_the_commands_say_and_return_what_they_found(
     code, values = drift("topics", "--json")
     listed = {topic["name"]: topic for topic in values["topics"]}
     log = listed[settings.topics.name("tenant_log")]
-    assert (code, len(listed), log["partitions"], log["retention.ms"]) == (0, 8, 2, "259200000")
+    assert (code, len(listed), log["partitions"], log["retention.ms"]) == (0, every, 2, "259200000")
     code, values = drift("doctor", "--quick", "--no-clickhouse", "--json")
     assert (code, values["problems"]) == (0, 0)
     assert {finding["level"] for finding in values["findings"]} == {"ok", "warning"}
