@@ -93,6 +93,8 @@ _STATES = Words(
 """Whether a TCP connection failed: refused, reset by either side, or never answered. What began unseen says nothing."""
 _HANDSHAKE = Words({"OTH": 0, "SHR": 0}, 1)
 """Whether Zeek saw the first packet of a TCP connection, and so knows its originator."""
+_MAX_PACKET = (1 << 16) - 1
+"""Bytes of an IP packet, at most: its length is of 16 bits."""
 _MEASURES = {"bytes_out": "orig_bytes", "bytes_in": "resp_bytes", "packets_out": "orig_pkts", "packets_in": "resp_pkts"}
 _MUCH_LOSS_PERCENT = 10.0
 """What Zeek itself gives notice of (``CaptureLoss::too_much_loss``): some gaps are in any capture."""
@@ -300,6 +302,12 @@ class ZeekConn:
         port = np.where(icmp, UNKNOWN, port)
         swapped = np.where(icmp, replies | icmp_errors, swapped)
         columns = directed(conns.measures, swapped)
+        for way in ("out", "in"):
+            # Zeek takes TCP's bytes from sequence numbers: a forged acknowledgement stands for gigabytes nobody sent.
+            volume, packets = columns[f"bytes_{way}"], columns[f"packets_{way}"]
+            columns[f"bytes_{way}"] = np.where(
+                (packets >= 0) & ((volume - 1) // _MAX_PACKET >= packets), UNKNOWN, volume
+            )
         columns["errors"] = np.where(protocol == _TCP, conns.has_failed, UNKNOWN)
         with np.errstate(invalid="ignore", over="ignore"):
             took_us = np.where(conns.duration_s >= 0, np.minimum(conns.duration_s * 1e6, 1e18), UNKNOWN)

@@ -218,6 +218,17 @@ def test_cloudwatch_batches_count_each_event() -> None:
     assert decoded.skipped == {"control-message": 1}
 
 
+@pytest.mark.parametrize(
+    ("volume", "packets", "is_known"),
+    [(131_070, 2, True), (131_071, 2, False), (1_964_191_874, 2, False), (1_964_191_874, None, True), (0, 0, True)],
+)
+def test_bytes_that_the_packets_seen_cannot_hold_are_unknown(volume: int, packets: int | None, is_known: bool) -> None:
+    record = of(ZEEK, resp_bytes=volume, resp_pkts=packets, orig_bytes=91, orig_pkts=3)
+    (run,) = source_format("zeek-conn").decode([record]).runs
+    assert run.columns["bytes_out"].tolist() == [91]
+    assert ("bytes_in" in run.columns and run.columns["bytes_in"].tolist() == [volume]) == is_known
+
+
 @pytest.mark.parametrize("name", ["netobserv", "hubble", "istio-access", "aws-vpc", "zeek-conn", "suricata-eve"])
 @pytest.mark.parametrize(
     ("value", "reason", "says"),
