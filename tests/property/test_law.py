@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from models.graph.machine import Machine
 from models.graph.output import Output
 from models.graph.snapshot import mark_clean, restore, take
+from schemas.detection import DetectionConfig
 from schemas.drift import Activity, DriftEvent
 from schemas.flow import Flow
 from schemas.graph import ClosedWindow
@@ -25,6 +26,8 @@ PARTITIONS = 3
 WINDOW_MS = 10_000
 LATENESS_MS = 5_000
 SERVICES = ["web", "cart", "pay", "ship", "mail"]
+DETECTION = DetectionConfig(learning_windows=3, open_after_windows=2, beacon_min_contacts=5, beacon_min_hours=0.01)
+"""Few windows are enough for habits and clocks to show."""
 
 
 def make_input(seed: int, windows: int) -> list[list[Flow]]:
@@ -63,6 +66,22 @@ def make_input(seed: int, windows: int) -> list[list[Flow]]:
                 port=int(rng.integers(8080, 8083)),
             )
             partitions[int(rng.integers(PARTITIONS))].append(drift)
+        # Across the border: habits that form, scans, a clock.
+        for _ in range(int(rng.integers(0, 5))):
+            stranger, ours = f"ext:net/{rng.integers(60)}", SERVICES[rng.integers(3)]
+            is_inbound, is_refused = rng.random() < 0.7, rng.random() < 0.4
+            crossing = make_flow(
+                window * WINDOW_MS + int(rng.integers(WINDOW_MS)),
+                src=stranger if is_inbound else ours,
+                dst=ours if is_inbound else stranger,
+                port=int(rng.choice([443, 443, 443, 22, 9200])),
+                errors=int(is_refused),
+                bytes_in=0 if is_refused else int(rng.integers(1, 1 << 22)),
+                calls=int(rng.choice([1, 1, 1, 200])),
+            )
+            partitions[int(rng.integers(PARTITIONS))].append(crossing)
+        beat = make_flow(window * WINDOW_MS + int(rng.integers(WINDOW_MS)), dst="ext:home", src="web", bytes_in=7)
+        partitions[int(rng.integers(PARTITIONS))].append(beat)
     for flows in partitions:
         flows.sort(key=lambda flow: flow.time_ms + int(rng.integers(LATENESS_MS)))
     return partitions
@@ -96,7 +115,7 @@ class Law(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 2**32 - 1), windows=st.integers(8, 16))
     def begin(self, seed: int, windows: int) -> None:
         self.flows = make_input(seed, windows)
-        self.lane = make_lane(PARTITIONS, lateness_ms=LATENESS_MS, window_ms=WINDOW_MS)
+        self.lane = make_lane(PARTITIONS, lateness_ms=LATENESS_MS, window_ms=WINDOW_MS, detection=DETECTION)
         self.fed = [0] * PARTITIONS
         self.log: list[LogRecord] = []
         self.machine = Machine()

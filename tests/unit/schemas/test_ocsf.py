@@ -42,6 +42,20 @@ def test_every_event_is_a_valid_detection_finding(
     assert decode_event(encode_event(event)) == event
 
 
+@pytest.mark.parametrize("ends", [{"src": "", "dst": "shop/web"}, {"src": "shop/web", "dst": ""}])
+@pytest.mark.parametrize("kind", [DriftKind.NEW_PORT, DriftKind.RATE_SURGE])
+def test_events_of_a_service_and_the_whole_outside_name_the_service(
+    ocsf: jsonschema.Draft202012Validator, kind: DriftKind, ends: dict[str, Any]
+) -> None:
+    edge = EdgeRef("ext:net/93.184.0.0/16", "shop/web", 443, 6)
+    event = make_event(kind, edges=(edge,), **ends)
+    finding = sent(event)
+    ocsf.validate(finding)
+    assert decode_event(encode_event(event)) == event
+    assert [(resource["uid"], resource["type"]) for resource in finding["resources"]] == [("shop/web", "Service")]
+    assert finding["anomaly_analyses"][0]["analysis_targets"] == [{"name": "shop/web", "type": "Service"}]
+
+
 @pytest.mark.parametrize("missing", ["metadata", "finding_info", "time", "severity_id", "activity_id", "type_uid"])
 def test_the_rules_notice_what_is_missing(ocsf: jsonschema.Draft202012Validator, missing: str) -> None:
     finding = sent(make_event())

@@ -1,6 +1,7 @@
 """Explanations say what the evidence says, for every kind and activity, and outside names cannot harm them."""
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -106,6 +107,83 @@ def test_latency_sentence_in_full() -> None:
         "shop/frontend -> shop/cart: p95 latency was 258.2 ms, expected 8.123 ms, 31.8 times as much "
         "(window 10 s; robust z-score 45.21 from 118 calls against 24 windows of history). Detector: robust-z."
     )
+
+
+def test_beacon_sentences_in_full() -> None:
+    evidence = (
+        Evidence("interval_dispersion", 0.0272, 1.0, "ratio", 0.0, 80, 2_166, "beacon"),
+        Evidence("contact_interval", 270_800_000.0, 270_800_000.0, "us", 0.0, 80, 2_166, "beacon"),
+        Evidence("usual_bytes_out", 80.0, 80.0, "bytes", 0.0, 76, 2_166, "beacon"),
+        Evidence("usual_bytes_in", 5_327.0, 5_327.0, "bytes", 0.0, 76, 2_166, "beacon"),
+    )
+    edge = EdgeRef("shop/web", "ext:net/93.184.0.0/16", 443, 6)
+    explanation = explain(
+        DriftKind.BEACONING, src=edge.src, dst=edge.dst, port=443, protocol=6, evidence=evidence, edges=(edge,)
+    )
+    name = "shop/web -> ext:net/93.184.0.0/16 (443/tcp)"
+    assert explanation.title == f"Clock-like contact {name}"
+    assert explanation.message == (
+        f"{name}: variance of the intervals between contacts as a share of chance was 2.72 %, expected 100 % "
+        "(window 10 s; from 80 contacts against 2,166 windows of history). Detector: beacon. "
+        f"{name}: in contact every 270.8 s on average, over 6.017 h (80 contacts counted). Detector: beacon. "
+        f"{name}: 80 B sent in each call of most contacts, over 6.017 h (76 contacts counted). Detector: beacon. "
+        f"{name}: 5.202 KiB received in each call of most contacts, over 6.017 h (76 contacts counted). "
+        "Detector: beacon."
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "signal", "is_inbound", "title", "facts"),
+    [
+        (
+            DriftKind.NEW_PORT,
+            "exposed_port",
+            True,
+            "shop/web (9200/tcp) newly answers callers outside",
+            "shop/web (9200/tcp): a caller outside the estate was answered on this port for the first time: 250 calls",
+        ),
+        (
+            DriftKind.NEW_PORT,
+            "outside_port",
+            False,
+            "New port called outside by shop/web (9200/tcp)",
+            "shop/web (9200/tcp): this port was called outside the estate for the first time: 250 calls seen",
+        ),
+        (
+            DriftKind.RATE_SURGE,
+            "outside_calls_per_window",
+            True,
+            "Calls from outside to shop/web surged",
+            "shop/web: calls across the border in a window was 250 calls, expected 12.5 calls, 20 times as much",
+        ),
+        (
+            DriftKind.RATE_SURGE,
+            "outside_callers",
+            True,
+            "Calls from outside to shop/web surged",
+            "shop/web: distinct callers from outside in a window was 250 peers, expected 12.5 peers, 20 times as much",
+        ),
+        (
+            DriftKind.RATE_SURGE,
+            "outside_calls_per_window",
+            False,
+            "Calls to the outside by shop/web surged",
+            "shop/web: calls across the border in a window was 250 calls",
+        ),
+    ],
+)
+def test_what_a_service_does_with_the_whole_outside_names_the_service_alone(
+    kind: DriftKind, signal: str, is_inbound: bool, title: str, facts: str
+) -> None:
+    detector = "first-seen" if kind is DriftKind.NEW_PORT else "burst"
+    unit = "peers" if signal == "outside_callers" else "calls"
+    expected = 0.0 if kind is DriftKind.NEW_PORT else 12.5
+    item = Evidence(signal, 250.0, expected, unit, 0.0, 77, 24, detector)
+    port = 9200 if kind is DriftKind.NEW_PORT else -1
+    ends: dict[str, Any] = {"src": "", "dst": "shop/web"} if is_inbound else {"src": "shop/web", "dst": ""}
+    explanation = explain(kind, evidence=(item,), port=port, protocol=6 if port >= 0 else -1, **ends)
+    assert explanation.title == title
+    assert explanation.message.startswith(facts)
 
 
 def test_new_egress_sentence_in_full() -> None:
