@@ -49,7 +49,7 @@ def follow(
     if lane.logic < PRODUCERS_OWN:
         return
     calls = chosen[MEASURE_INDEX["calls"]]
-    rows = np.flatnonzero((border.inbound | border.outbound) & ~border.scan & (calls > 0))
+    rows = np.flatnonzero((border.inbound | border.outbound) & ~border.stray & (calls > 0))
     if not len(rows):
         return
     numbers = present[rows]
@@ -76,6 +76,9 @@ def _extend(lane: LaneState, index: int, numbers: IntColumn, calls: IntColumn) -
     for name in (*_SUMS, "size_votes"):
         edge[name][begun] = 0
     counts = ~starts & (last >= lane.quiet_floor)
+    floors = lane.guard.floors(len(lane.registry.tenants), index)
+    if floors is not None:
+        counts &= last >= np.minimum(floors[edge["tenant"][numbers]], index)
     going, gap, calls = numbers[counts], gap[counts], calls[counts]
     for name, value in zip(_SUMS, (1, gap, gap**2, calls, calls**2), strict=True):
         edge[name][going] += value

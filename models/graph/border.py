@@ -1,4 +1,4 @@
-"""A closed window at the estate's border: scans, services that are open to the outside, and what is unusual for them.
+"""A closed window at the estate's border: strays, services that are open to the outside, and what is unusual for them.
 
 A service is open in a direction (it is called from outside, or calls there) if meeting new peers there is its habit:
 windows in which it met one are counted and halved each day (``DetectionConfig.open_after_windows``). Edges across the
@@ -28,6 +28,11 @@ _NEWS_KEPT = 4
 """Counts of windows with news stop at this many times their threshold: a habit that ends is forgotten in three days."""
 _EMPTY_PACKET_BYTES = (40, 80)
 """Bytes of a packet that carries nothing, say a refusal: IPv4 and TCP, to IPv6 and TCP with options in a frame."""
+_MAXIMA = ("in_peers_max", "in_calls_max", "in_bytes_max", "out_calls_max", "out_bytes_max")
+_FADES_BY = 3
+"""On each new day a maximum loses this power of two of itself: half of it is gone after five days."""
+_LEARNS_BY = 1.5
+"""What is no alarm raises a maximum to this many times itself at most: a few steps do not lead around the alarm."""
 _MANY_DAYS = 30
 _MAX_SUMMED = 1 << 40  # of one edge in one window: sums over a service's edges stay exact
 _COUNTED = {INBOUND: ("in_news", "in_port_news"), OUTBOUND: ("out_news", "out_port_news")}
@@ -40,13 +45,14 @@ class Border:
 
     Shapes:
         all ``(P,)`` bool. inbound: the caller is outside. outbound: the callee is. unanswered: no call got an answer.
-        scan: unanswered calls from outside on an unknown edge. open: an edge of a service open in its direction.
+        stray: of an unknown edge, calls from outside that nobody answered, or packets from outside nobody asked for
+        (of the callee of calls that were not made). open: an edge of a service open in its direction.
     """
 
     inbound: Mask
     outbound: Mask
     unanswered: Mask
-    scan: Mask
+    stray: Mask
     open: Mask
 
     def mask(self, direction: int) -> Mask:
@@ -55,7 +61,7 @@ class Border:
 
     def of(self, rows: IntColumn) -> "Border":
         """Return what some of the rows have to do with the outside."""
-        return Border(self.inbound[rows], self.outbound[rows], self.unanswered[rows], self.scan[rows], self.open[rows])
+        return Border(self.inbound[rows], self.outbound[rows], self.unanswered[rows], self.stray[rows], self.open[rows])
 
 
 def border_of(lane: LaneState, index: int, present: IntColumn, chosen: IntColumn) -> Border:
@@ -72,12 +78,12 @@ def border_of(lane: LaneState, index: int, present: IntColumn, chosen: IntColumn
     inbound = external[edge["src"][present]].astype(bool)
     outbound = external[edge["dst"][present]].astype(bool)
     unanswered = _unanswered(chosen)
-    scan = inbound & unanswered & ~edge["known"][present]
-    return Border(inbound, outbound, unanswered, scan, of_open_services(lane, present))
+    stray = (inbound & unanswered | outbound & _unsent(chosen)) & ~edge["known"][present]
+    return Border(inbound, outbound, unanswered, stray, of_open_services(lane, present))
 
 
 def _age(lane: LaneState, index: int, present: IntColumn) -> None:
-    """Halve the counts of windows with news, of services that take part in this window, once for each day passed."""
+    """Halve counts of windows with news once for each day passed, and let maxima fade, of services in this window."""
     edge, service = lane.registry.edge.array, lane.registry.service.array
     day = index * lane.config.window_ms // DAY_MS
     services = np.unique(np.concatenate([edge["src"][present], edge["dst"][present]]))
@@ -87,6 +93,8 @@ def _age(lane: LaneState, index: int, present: IntColumn) -> None:
     for columns in _COUNTED.values():
         for column in columns:
             service[column][old] >>= passed
+    for column in _MAXIMA:
+        service[column][old] -= service[column][old] >> _FADES_BY  # once, so that an idle week forgets no more
     service["news_day"][services] = np.maximum(then, day)
 
 
@@ -138,6 +146,36 @@ def _unanswered(chosen: IntColumn) -> Mask:
     return nothing
 
 
+def _unsent(chosen: IntColumn) -> Mask:
+    """Say of which edges every record knows that the caller sent nothing: what came back is no answer, but backscatter.
+
+    A host whose address somebody forged gets answers to calls it never made.
+    """
+
+    def take(name: str) -> IntColumn:
+        column: IntColumn = chosen[MEASURE_INDEX[name]]
+        return column
+
+    flows, counted = take("flows"), take("packets_out_flows")
+    nothing: Mask = (flows > 0) & (counted == flows) & (take("packets_out") == 0) & (take("bytes_out") == 0)
+    return nothing
+
+
+def unsent_rows(lane: LaneState, numbers: IntColumn, columns: dict[str, IntColumn]) -> Mask | None:
+    """Say of single rows whether they are of calls to the outside in which nothing was sent; None if there are none.
+
+    Shapes:
+        numbers: ``(N,)`` edge number of each row. columns: the rows.
+    """
+    mask: Mask = columns["packets_out"] == 0
+    if lane.logic < PRODUCERS_OWN or not mask.any():
+        return None
+    mask &= (columns["bytes_out"] <= 0) & lane.registry.service.array["external"][
+        lane.registry.edge.array["dst"][numbers]
+    ]
+    return mask if mask.any() else None
+
+
 def judge_border(
     lane: LaneState,
     index: int,
@@ -187,6 +225,16 @@ class _Window:
         known: Mask = self.learned[service["tenant"][services]] & service["known"][services]
         return known & ~np.isin(services, self.lane.unsettled())
 
+    def _taught(
+        self, usual: IntColumn, seen: IntColumn, limits: npt.NDArray[np.float64], burst: Mask, tenants: IntColumn
+    ) -> IntColumn:
+        """Return the maxima after a window: an alarm moves them up to the limit it broke, so that it is none again."""
+        ratios = np.array([self.lane.detection(tenant).outside_surge_ratio for tenant in self.lane.registry.tenants])
+        slow = np.maximum(_LEARNS_BY * usual, limits / np.maximum(ratios, 1.0)[tenants])
+        most = np.where(burst, limits, np.where(self.learned[tenants], slow, _MAX_SUMMED << 20)).astype(np.int64)
+        taught: IntColumn = np.maximum(usual, np.minimum(seen, most))
+        return taught
+
     def _ref(self, row: int) -> EdgeRef:
         identity = self.lane.registry.identities[int(self.present[row])]
         assert identity is not None
@@ -202,7 +250,7 @@ class _Window:
 
     def _unknown(self, rows: IntColumn) -> IntColumn:
         known = self.lane.registry.edge.array["known"][self.present[rows]]
-        unknown: IntColumn = rows[~known & ~self.border.scan[rows]]
+        unknown: IntColumn = rows[~known & ~self.border.stray[rows]]
         return unknown
 
     def judge_ports(self, direction: int, rows: IntColumn, is_open: Mask) -> None:
@@ -238,7 +286,7 @@ class _Window:
         own = edge[_INSIDE[direction]][self.present[rows]]
         services, place = np.unique(own, return_inverse=True)
         tenants = service["tenant"][services]
-        judged = is_open[own] | self.border.scan[rows]
+        judged = is_open[own] | self.border.stray[rows]
         calls = np.zeros((2, len(services)), dtype=np.int64)
         np.add.at(calls[0], place, self.calls[rows])
         np.add.at(calls[1], place[judged], self.calls[rows[judged]])
@@ -256,8 +304,7 @@ class _Window:
             burst = settled & (to_judge >= limits)
             for at in np.flatnonzero(burst).tolist():
                 surges[at].append(outside.Surge(signal, int(to_judge[at]), int(usual[at]), float(limits[at])))
-            taught = np.where(burst, np.minimum(seen, limits.astype(np.int64)), seen)
-            service[prefix + name][services] = np.maximum(usual, taught)
+            service[prefix + name][services] = self._taught(usual, seen, limits, burst, tenants)
         for at in sorted(surges):
             of_service = rows[(place == at) & judged]
             busiest = of_service[np.argsort(-self.calls[of_service], kind="stable")]
@@ -287,8 +334,7 @@ class _Window:
             surge = outside.Surge(outside.VOLUME, int(volume[row]), int(usual[at]), float(limits[at]))
             detection = outside.judge_volume(self._ref(row), surge, int(self.calls[row]), first_ms, history)
             self._report(int(services[at]), detection)
-        taught = np.where(burst, np.minimum(volume[largest], limits.astype(np.int64)), volume[largest])
-        service[column][services] = np.maximum(usual, taught)
+        service[column][services] = self._taught(usual, volume[largest], limits, burst, tenants)
 
     def count_news(self) -> None:
         """Count this window for the services that met somebody new outside, or used a new port there."""
@@ -299,7 +345,8 @@ class _Window:
             numbers = self.present[unknown]
             pairs = pair_of(edge["src"][numbers], edge["dst"][numbers]).tolist()
             strange = unknown[np.array([pair not in lane.registry.known_pairs for pair in pairs], dtype=bool)]
-            for column, news in ((peers, strange), (ports, self._new_ports(direction, unknown))):
+            ports_used = unknown[edge["port"][numbers] >= 0]
+            for column, news in ((peers, strange), (ports, self._new_ports(direction, ports_used))):
                 services = np.unique(edge[_INSIDE[direction]][self.present[news]])
                 least = np.maximum(lane.thresholds("open_after_windows", service["tenant"][services]), 1)
                 service[column][services] = np.minimum(service[column][services] + 1, _NEWS_KEPT * least)

@@ -22,7 +22,7 @@ from models.graph.guarding import close_guard
 from models.graph.judging import judge_signals, judge_structure
 from models.graph.lane import LaneState
 from models.graph.output import SEEN_ELSEWHERE, WITHHELD, Output
-from models.graph.registry import CALLS, NEVER
+from models.graph.registry import CALLS, NEVER, UNSEEN_MS
 from models.graph.window import WindowTable
 from schemas.drift import DriftKind, EdgeRef
 
@@ -260,7 +260,8 @@ def _close_window(
     lane.begin_close(present)
     border = border_of(lane, table.index, present, columns.chosen)
     # Scans of the edge before this window leave no trace, whether they were forgotten meanwhile or not.
-    edge["first_seen_ms"][present[border.inbound & ~edge["known"][present]]] = table.index * lane.config.window_ms
+    unsure = border.inbound | (edge["first_seen_ms"][present] == UNSEEN_MS)
+    edge["first_seen_ms"][present[unsure & ~edge["known"][present]]] = table.index * lane.config.window_ms
     size = max(1, len(registry.tenants))
     losing = lane.guard.losing(size, table.index)
     teaching = lane.guard.teaching(size, table.index)
@@ -288,8 +289,8 @@ def _close_window(
             if edge["tenant"][number] == tenant:
                 window.overflow[:] = sums  # of both sides: whose edges these are is not known, so none can be chosen
         output.windows.append(window)
-    _remember(lane, table.index, present[~border.scan])
-    _drop_scans(lane, present[border.scan])
+    _remember(lane, table.index, present[~border.stray])
+    _drop_strays(lane, present[border.stray])
     for tenant in tenants:
         state = lane.tenant_state(tenant)
         state.closed_windows += 1
@@ -319,8 +320,8 @@ def _remember(lane: LaneState, index: int, present: IntColumn) -> None:
     lane.registry.touch(present)
 
 
-def _drop_scans(lane: LaneState, numbers: IntColumn) -> None:
-    """Forget edges on which nobody outside got an answer, so that scans fill no state."""
+def _drop_strays(lane: LaneState, numbers: IntColumn) -> None:
+    """Forget edges on which only strays came, so that scans and backscatter fill no state."""
     if not len(numbers):
         return
     registry = lane.registry

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from models.drift import structural
 from models.graph.border import may_open
@@ -25,6 +26,7 @@ def raise_early(
     times: IntColumn,
     index: IntColumn,
     columns: dict[str, IntColumn],
+    unsent: npt.NDArray[np.bool_] | None,
 ) -> None:
     """Raise what no record still to come can undo: unknown edges, bursts far beyond any limit still possible."""
     tenant_of = lane.registry.edge.array["tenant"]
@@ -37,6 +39,9 @@ def raise_early(
     for number, start, end in zip(candidates, starts.tolist(), ends.tolist(), strict=True):
         tenant = int(tenant_of[number])
         rows = order[start:end]
+        rows = rows if unsent is None else rows[~unsent[rows]]
+        if not len(rows):
+            continue
         at = rows[np.argmin(times[rows])]
         if lane.logic < PRODUCERS_OWN or not _is_from_outside(lane, number):
             if lane.logic < PRODUCERS_OWN or not _may_be_habit(lane, number, int(index[at])):

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.graph.admission import admit
+from models.graph.border import unsent_rows
 from models.graph.corroboration import note
 from models.graph.early import raise_early
 from models.graph.halves import INDEX, LATE, Joined
@@ -137,7 +138,8 @@ def _fold(lane: LaneState, rows: _Rows, output: Output, is_closing: bool = False
     if rows.hosts is not None:
         tenants = lane.registry.edge.array["tenant"][numbers[codes]]
         lane.guard.note_rows(index, tenants, late if late_rows else None, columns, rows.hosts)
-    _note_first_seen(lane, numbers, codes, times)
+    unsent = unsent_rows(lane, numbers[codes], columns)
+    _note_first_seen(lane, numbers, codes, times, unsent)
     if lane.logic >= PRODUCERS_OWN:
         _note_hearsay(lane, rows, numbers, new)
     capacity = lane.registry.edge.capacity
@@ -150,7 +152,7 @@ def _fold(lane: LaneState, rows: _Rows, output: Output, is_closing: bool = False
             part = {name: column[here] for name, column in columns.items()}
             lane.window(value).fold(part, codes[here], numbers, late[here] if late_rows else None, capacity)
     if lane.closed_index is not None and not is_closing:
-        raise_early(lane, output, numbers, _certain(rows, numbers, new), codes, times, index, columns)
+        raise_early(lane, output, numbers, _certain(rows, numbers, new), codes, times, index, columns, unsent)
 
 
 def _note_hearsay(lane: LaneState, rows: _Rows, numbers: IntColumn, new: list[int]) -> None:
@@ -281,10 +283,16 @@ def _place(lane: LaneState, index: IntColumn, columns: dict[str, IntColumn]) -> 
     return index, late
 
 
-def _note_first_seen(lane: LaneState, numbers: IntColumn, codes: IntColumn, times: IntColumn) -> None:
+def _note_first_seen(
+    lane: LaneState,
+    numbers: IntColumn,
+    codes: IntColumn,
+    times: IntColumn,
+    unsent: npt.NDArray[np.bool_] | None,
+) -> None:
     columns = lane.registry.edge.array
     unknown = ~columns["known"][numbers]
     if unknown.any():
-        rows = np.flatnonzero(unknown[codes])
+        rows = np.flatnonzero(unknown[codes] if unsent is None else unknown[codes] & ~unsent)
         np.minimum.at(columns["first_seen_ms"], numbers[codes[rows]], times[rows])
         lane.registry.touch(numbers[codes[rows]])

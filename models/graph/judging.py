@@ -65,7 +65,7 @@ def judge_signals(
         p50,
         p95,
     )
-    values[~on_time | border.scan] = np.nan
+    values[~on_time | border.stray] = np.nan
     mean, spread, history = edge["mean"][present], edge["spread"][present], edge["history"][present]
     sampled, flows = take("sampled_flows"), take("flows")
     # A record of a sample is one call that was seen, whatever it was multiplied to.
@@ -129,7 +129,7 @@ def judge_structure(
     calls = chosen[MEASURE_INDEX["calls"]] + chosen[MEASURE_INDEX["late_calls"]]
     unknown: dict[int, list[structural.EdgeFacts]] = defaultdict(list)
     is_news = learned[edge["tenant"][present]] & ~edge["known"][present] & (edge["vouched"][present] == 0)
-    is_news &= ~border.scan & ~border.open
+    is_news &= ~border.stray & ~border.open
     for row in np.flatnonzero(is_news).tolist():
         number = int(present[row])
         tenant = int(edge["tenant"][number])
@@ -156,7 +156,7 @@ def _judge_sources(
     edge, service = registry.edge.array, registry.service.array
     src, dst = edge["src"][present], edge["dst"][present]
     # Callers from outside knock at every door: only one that gets into what is not open to them fans out.
-    ordinary = ~border.inbound
+    ordinary = ~border.inbound & ~border.stray
     if border.inbound.any():
         ordinary |= ~border.unanswered & ~open_services(lane, INBOUND)[dst]
     pairs = np.unique(pair_of(src, dst)[ordinary])

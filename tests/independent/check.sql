@@ -78,7 +78,8 @@ SELECT $edge, window_ms, countIf(chosen) AS flows, sumIf(r.calls, chosen) AS cal
     countIf(chosen AND r.packets_out IS NOT NULL) AS packets_out_flows,
     countIf(chosen AND r.packets_in IS NOT NULL) AS packets_in_flows,
     sumIf(r.calls, timed) AS latency_calls, sumOrNullIf(latency_us * r.calls, timed) AS latency_sum_us,
-    quantilesExactWeightedIf(0.5, 0.95, 0.99)(ifNull(latency_us, 0), r.calls, timed) AS _q, min(time_ms) AS _first_ms,
+    quantilesExactWeightedIf(0.5, 0.95, 0.99)(ifNull(latency_us, 0), r.calls, timed) AS _q,
+    minIf(time_ms, NOT (startsWith(dst, 'ext:') AND ifNull(r.packets_out = 0, 0) AND ifNull(r.bytes_out, 0) = 0)) AS _first_ms,
     if(latency_calls > 0, _q[1], NULL) AS p50_us, if(latency_calls > 0, _q[2], NULL) AS p95_us,
     if(latency_calls > 0, _q[3], NULL) AS p99_us, countIf(chosen AND skewed) AS skewed_flows,
     countIf(NOT late AND NOT chosen) AS other_side_flows, countIf(late) AS late_flows, sumIf(r.calls, late) AS late_calls,
@@ -98,6 +99,8 @@ SELECT * FROM $s.edges WHERE NOT (startsWith(src, 'ext:') AND calls > 0
     AND (back = 0 OR back BETWEEN 40 * of AND 80 * of) AND (
     denied_flows > 0 AND denied >= calls OR error_flows > 0 AND errors >= if(error_flows = flows, calls, error_flows)
     OR error_flows = 0 AND bytes_in_flows + packets_in_flows > 0 AND ifNull(packets_in, 0) = 0))
+    AND NOT (startsWith(dst, 'ext:') AND flows > 0 AND packets_out_flows = flows AND packets_out = 0
+        AND ifNull(bytes_out, 0) = 0) -- nor do answers to calls in which nothing was sent
 
 -- table: first_of_edge
 SELECT $edge, min(window_ms) FROM $s.seen GROUP BY ALL
@@ -117,7 +120,7 @@ WITH ('', '', '', 0, 0) AS none, startsWith(e.dst, 'ext:') AS is_out,
     (tenant, e.src, e.dst, window_ms) IN $s.first_of_pair AS is_new_pair
 SELECT tenant, subject.1 AS kind, subject.2 AS src, subject.3 AS dst, subject.4 AS port, subject.5 AS protocol, window_ms,
     count() AS edges_total, sum(e.calls + e.late_calls) AS calls,
-    min(if(startsWith(e.src, 'ext:'), window_ms, _first_ms)) AS first_ms, 1 AS findings, 0 AS early
+    min(if(startsWith(e.src, 'ext:') OR _first_ms = 0, window_ms, _first_ms)) AS first_ms, 1 AS findings, 0 AS early
 FROM $s.seen AS e ARRAY JOIN arrayDistinct(arrayFilter(news -> news.1 != '', [
     if(is_new_src, ('new_service', e.src, '', -1, -1), none), if(is_new_dst, ('new_service', e.dst, '', -1, -1), none),
     multiIf(NOT is_new_pair, ('new_port', e.src, e.dst, e.port, e.protocol),

@@ -156,6 +156,45 @@ def test_scans_before_the_first_answer_change_nothing_whenever_they_arrive(toget
     assert registry.edge.array["run_from"][number] == 10
 
 
+@pytest.mark.parametrize(
+    ("sent", "is_call"),
+    [
+        ({"packets_out": 0, "bytes_out": 0}, False),  # answers to calls that somebody forged
+        ({"packets_out": 0}, False),
+        ({"packets_out": 1, "bytes_out": 0}, True),
+        ({"packets_out": 0, "bytes_out": 9}, True),
+        ({}, True),  # a source that does not count
+    ],
+)
+def test_what_comes_from_outside_unasked_is_no_call_to_it(sent: dict[str, Any], is_call: bool) -> None:
+    back = make_flow(12 * WINDOW_MS + 5, src=WEB, dst="ext:net/1", port=443, bytes_in=44, packets_in=1, **sent)
+    feed = Feed(make_lane(lateness_ms=0, detection=DETECTION))
+    feed.send(inside(range(12)))
+    assert bool([event for event in feed.send([back]).events if event.is_early]) == is_call
+    feed.end()
+    assert news(feed.output) == ([(DriftKind.NEW_EXTERNAL_EGRESS, WEB, "ext:net/1", 12)] if is_call else [])
+    assert (("acme", WEB, "ext:net/1", 443, 6) in feed.machine.lanes["test"].registry.edge_number) == is_call
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_backscatter_before_a_call_changes_nothing_whenever_it_arrives(together: bool) -> None:
+    peer: dict[str, Any] = {"src": WEB, "dst": "ext:net/1", "port": 443}
+    back = make_flow(9 * WINDOW_MS + 1, packets_out=0, packets_in=1, **peer)
+    call = make_flow(10 * WINDOW_MS + 3_000, packets_out=5, packets_in=4, **peer)
+    feed = Feed(make_lane(lateness_ms=0, detection=DETECTION))
+    feed.send(inside(range(9)))
+    for flows in [[back, call]] if together else [[back], inside([10]), [call]]:
+        feed.send(flows)
+    feed.send(inside(range(11, 14)))
+    feed.end()
+    events = [e for e in feed.output.events if e.kind is DriftKind.NEW_EXTERNAL_EGRESS]
+    assert [(e.is_early, e.activity.name, e.window_start_ms // WINDOW_MS) for e in events[:2]] == [
+        (True, "CREATE", 10),
+        (False, "UPDATE", 10),
+    ]
+    assert {e.first_seen_ms for e in events} == {10 * WINDOW_MS + 3_000}
+
+
 def judge_open(flows: list[Flow]) -> Output:
     """Return what comes of traffic in which a habit has formed in the learning windows."""
     return judge(flows, learning_windows=8)
@@ -235,6 +274,18 @@ def test_far_more_calls_than_ever_are_a_surge(calls: int, fires: bool) -> None:
 def test_what_was_told_moves_what_is_usual_so_that_the_same_again_is_not_told() -> None:
     flows = open_service(200) + [stranger(index, 9, calls=1_000) for index in range(20, 200, 20)]
     assert [index for _, _, index, _ in surges(judge_open(flows))] == [20, 40, 60]  # from 3: 100, 300, 900
+
+
+def test_a_ramp_does_not_lead_around_the_alarm() -> None:
+    ramp = [stranger(20 + step, 9, calls=40 * 2**step) for step in range(6)]
+    assert [index for _, _, index, _ in surges(judge_open(open_service(40) + ramp))] == [22]
+
+
+def test_what_was_most_fades_by_an_eighth_a_day() -> None:
+    flows = [*open_service(20), stranger(15, 9, calls=800)]
+    machine = machine_after([*flows, *inside([DAY + 1])], learning_windows=18)
+    assert column(machine, "in_calls_max") == 803 - 100
+    assert column(machine_after([*flows, *inside([9 * DAY + 1])], learning_windows=18), "in_calls_max") == 803 - 100
 
 
 def test_calls_to_the_whole_outside_surge_as_well() -> None:
