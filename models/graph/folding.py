@@ -74,12 +74,15 @@ def fold(lane: LaneState, record: LogRecord, applied: int, taken: TakenOrigins) 
         codes = columns["edge"]
         _fold(lane, _Rows(record.rows.edges, columns, codes, index, late, None if whole else codes, hosts), output)
         return output
+    codes = lane.halves.codes_of(record.rows.edges, columns["edge"])
     if hosts is not None:  # now: by the time a half is folded, it does not matter when it came
-        tenants = lane.halves.tenants_of(record.rows.edges, columns["edge"], lane.registry.tenant)
+        tenants = lane.halves.tenants_of(codes, columns["edge"], lane.registry.tenant)
         lane.guard.note_rows(index, tenants, late if late.any() else None, columns, hosts)
     columns |= {INDEX: index, LATE: late.astype(np.int64)}
     columns.setdefault(SAMPLING, np.ones(len(index), dtype=np.int64))
-    joined = lane.halves.join(columns, record.rows.edges, lambda tenant: lane.detection(tenant).max_pending_pairs)
+    joined = lane.halves.join(
+        columns, record.rows.edges, codes, lambda tenant: lane.detection(tenant).max_pending_pairs
+    )
     for value in distinct(index[waiting]) if (waiting := (columns[PAIR] >= 0) & ~late).any() else ():
         lane.window(value)  # open though nothing may be folded into it yet: a loss would concern it
     _fold_joined(lane, joined, output)
@@ -161,7 +164,8 @@ def _note_hearsay(lane: LaneState, rows: _Rows, numbers: IntColumn, new: list[in
     if rows.joined is None:
         told = numbers if rows.used is None else numbers[np.unique(rows.used)]
     else:
-        told = numbers[np.unique(rows.codes[~rows.joined.is_alone | (rows.columns["side"] != SIDE_SERVER)])]
+        is_told = ~rows.joined.is_alone | (rows.columns["side"] != SIDE_SERVER)
+        told = numbers[np.flatnonzero(np.bincount(rows.codes[is_told], minlength=len(numbers)))]
         for number in sorted(set(new).difference(told.tolist())):
             registry.doubt(number)
     for number in np.unique(told[registry.edge.array["hearsay"][told]]).tolist():

@@ -97,17 +97,22 @@ class Halves:
         return np.flatnonzero(self._is_held[: self._size])
 
     def join(
-        self, columns: dict[str, IntColumn], edges: Sequence[EdgeIdentity], limit_of: Callable[[str], int]
+        self,
+        columns: dict[str, IntColumn],
+        edges: Sequence[EdgeIdentity],
+        codes: IntColumn,
+        limit_of: Callable[[str], int],
     ) -> Joined:
         """Take the rows of a record; return those to be folded now: rows without a pair, pairs, what cannot wait.
 
         Args:
             columns: ``pair``, ``edge`` (an index into ``edges``) and ``ROW_COLUMNS``, ``(n,)`` each.
+            codes: what ``codes_of`` says of the edges.
             limit_of: most halves held, by tenant.
         """
         start, self._next = self._next, self._next + len(columns[PAIR])
         rows = np.flatnonzero(columns[PAIR] >= 0)
-        self._append(columns, edges, rows, start)
+        self._append(columns, codes, rows, start)
         met = Met()
         servers, late = columns["side"][rows] == SIDE_SERVER, columns[LATE][rows] > 0
         for tenant, mine in self._by_tenant(self._table[_AT[EDGE], self._size - len(rows) : self._size]):
@@ -137,14 +142,11 @@ class Halves:
         self._compact()
         return joined
 
-    def _append(
-        self, columns: dict[str, IntColumn], edges: Sequence[EdgeIdentity], rows: IntColumn, start: int
-    ) -> None:
+    def _append(self, columns: dict[str, IntColumn], codes: IntColumn, rows: IntColumn, start: int) -> None:
         size = self._size + len(rows)
         self._reserve(size)
         at = slice(self._size, size)
-        local = columns[EDGE][rows]
-        self._table[_AT[EDGE], at] = self._codes(edges, local)[local]
+        self._table[_AT[EDGE], at] = codes[columns[EDGE][rows]]
         self._table[_AT[PEER], at] = UNKNOWN
         part = slice(None) if len(rows) == len(columns[PAIR]) else rows  # nearly always all of them are halves
         for name in (PAIR, *ROW_COLUMNS):
@@ -153,17 +155,16 @@ class Halves:
         self._is_held[at] = True
         self._size = size
 
-    def _codes(self, edges: Sequence[EdgeIdentity], local: IntColumn) -> IntColumn:
+    def codes_of(self, edges: Sequence[EdgeIdentity], local: IntColumn) -> IntColumn:
         """Return what edges are here, by their place in a record; of those that no row of ``local`` has, nothing."""
         used = np.flatnonzero(np.bincount(local, minlength=len(edges)))
         code = np.zeros(len(edges), dtype=np.int64)
         code[used] = [self._intern(encoded) for encoded in encoded_edges(edges, used.tolist())]
         return code
 
-    def tenants_of(self, edges: Sequence[EdgeIdentity], local: IntColumn, number_of: Callable[[str], int]) -> IntColumn:
+    def tenants_of(self, codes: IntColumn, local: IntColumn, number_of: Callable[[str], int]) -> IntColumn:
         """Return the tenant's number of each row, ``(n,)``, by its edge's place in the record."""
-        code = self._codes(edges, local)
-        owner = np.array(self._owner, dtype=np.int64)[code]
+        owner = np.array(self._owner, dtype=np.int64)[codes]
         number = np.zeros(len(self._tenants), dtype=np.int64)
         names = list(self._tenants)
         for place in dict.fromkeys(owner[np.flatnonzero(np.bincount(local))].tolist()):  # as the record names them
@@ -338,9 +339,9 @@ class Halves:
         """Add what ``pages`` returned, part after part."""
         rows = np.arange(len(columns[PAIR]))
         start, self._next = self._next, self._next + len(rows)
-        self._append(columns, edges, rows, start)
-        joined = columns[PEER] >= 0
         code = np.array([self._intern(encode_edge(edge)) for edge in edges], dtype=np.int64)
+        self._append(columns, code, rows, start)
+        joined = columns[PEER] >= 0
         self._table[_AT[PEER], self._size - len(rows) : self._size][joined] = code[columns[PEER][joined]]
         servers = (columns["side"] == SIDE_SERVER).tolist()
         halves = zip(columns[PAIR].tolist(), columns[EDGE].tolist(), servers, joined.tolist(), strict=True)

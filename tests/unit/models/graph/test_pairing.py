@@ -369,3 +369,56 @@ def test_a_checkpoint_holds_what_waits_in_chunks_of_bounded_size() -> None:
     again = restore(chunks)
     assert dict(take(again, everything=True)) == chunks
     assert isinstance(again, Machine) and len(again.lanes["test"].halves) == 8_000
+
+
+# -- beside what else looks at rows ------------------------------------------------------------------------------------
+
+
+def test_a_servers_half_alone_vouches_for_nothing_in_another_lane() -> None:
+    feed = Spans()
+    feed.lane = msgspec.structs.replace(feed.lane, mode="live")
+    flows = make_lane(name="flows", mode="live", lateness_ms=0, detection=DetectionConfig(learning_windows=0))
+    spans = feed.lane
+    for lane in (spans, flows):
+        feed.lane = lane
+        feed.say(Half(make_flow(1_000)))
+        feed.close_before(2)
+    feed.lane = spans
+    feed.say(server_half(1, 21_000, dst="new/one"))
+    feed.close_before(3)
+    feed.lane, feed.output = flows, Output()
+    feed.say(Half(make_flow(31_000, dst="new/one")))
+    assert [(event.kind, event.src) for event in feed.output.events] == [(DriftKind.NEW_SERVICE, "new/one")]
+
+
+def test_what_a_row_confirms_another_lane_may_have_known() -> None:
+    feed = Spans()
+    feed.lane = msgspec.structs.replace(feed.lane, mode="live")
+    flows = make_lane(name="flows", mode="live", lateness_ms=0, detection=DetectionConfig(learning_windows=0))
+    spans, row = feed.lane, Half(make_flow(31_000, src="ext:unknown", dst="new/one", port=None))
+    feed.say(Half(make_flow(1_000)), server_half(1, 1_000, dst="new/one"))
+    feed.close_before(2)
+    feed.lane = flows
+    feed.say(Half(make_flow(1_000)), row)
+    feed.close_before(4)
+    feed.lane, feed.output = spans, Output()
+    feed.say(row)
+    feed.close_before(4)
+    assert feed.output.events == []
+
+
+def test_who_reported_a_half_is_noted_when_it_comes() -> None:
+    feed = Spans()
+    feed.say(client_half(1, 1_000, host="n1"))
+    feed.say(client_half(2, 1_000, host="n1"), server_half(2, 12_000, host="n2"))
+    guard = feed.machine.lanes["test"].guard
+    guard.settle()
+    noted = {(index, name): seen.rows for index in guard.open for name, seen in guard.open[index][0].hosts.items()}
+    assert noted == {(0, "n1"): 2, (1, "n2"): 1}
+    assert feed.output.counts["on_time"] == 2
+
+
+def test_names_given_by_rules_hold_for_pairs_too() -> None:
+    feed = Spans()
+    feed.say(client_half(1, 1_000, src="ip:203.0.113.9"), server_half(1, 1_000, dst="ip:10.0.0.7"))
+    assert closed(feed) == [(0, {("ext:net/203.0.0.0/16", "ip:10.0.0.7"): (1, 1)})]
