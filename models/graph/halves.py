@@ -215,10 +215,7 @@ class Halves:
         repeat_of, repeat = of(met.repeated_of), of(met.repeated)
         repeat_at = np.array(met.repeated_at, dtype=np.int64)
         alone = of(met.alone)
-        for name, value in _BARE.items():
-            table[_AT[name], repeat] = value
-        for name in ("time_ms", INDEX, LATE):
-            table[_AT[name], repeat] = table[_AT[name], repeat_of]
+        self._strip(repeat, repeat_of)
         edge, peer = table[_AT[EDGE]], table[_AT[PEER]]
         peer[client] = edge[server]
         told = np.flatnonzero(repeat_at != WAITS)
@@ -239,17 +236,19 @@ class Halves:
             rows[name] = np.where(takes, table[_AT[name], caller], rows[name])
         joined = self._name(edge[caller], to, at, rows, columns, edges, start)
 
-        self._is_held[np.concatenate([server, more_server, repeat, alone, of(met.forgotten)])] = False
-        self._is_held[client[table[_AT[LATE], client] > 0]] = False
-        joined.counts.update(
-            {
-                PAIRED: 2 * len(client) + len(more_client),
-                REPEATED: len(repeat),
-                ALONE: len(alone),
-                CROWDED_OUT: met.crowded_out,
-            }
-        )
+        late = client[table[_AT[LATE], client] > 0]
+        self._is_held[np.concatenate([server, more_server, repeat, alone, late, of(met.forgotten)])] = False
+        paired = 2 * len(client) + len(more_client)
+        counts = {PAIRED: paired, REPEATED: len(repeat), ALONE: len(alone), CROWDED_OUT: met.crowded_out}
+        joined.counts.update(counts)
         return joined
+
+    def _strip(self, repeat: IntColumn, first: IntColumn) -> None:
+        """Leave of repeats that they came, where and when the first one of each lies."""
+        for name, value in _BARE.items():
+            self._table[_AT[name], repeat] = value
+        for name in ("time_ms", INDEX, LATE):
+            self._table[_AT[name], repeat] = self._table[_AT[name], first]
 
     def _name(
         self,
