@@ -32,8 +32,8 @@ _DEFAULTS = DetectionConfig()
 _NAME_LABELS = ("app.kubernetes.io/name", "k8s-app", "app")
 _CLUSTER_LABEL = "io.cilium.k8s.policy.cluster"
 _OPEN_PREFIXES = (ADDRESS_PREFIX, LABEL_PREFIX)
-_REMEMBERED = 200_000
-"""Endpoints whose names are kept; more distinct ones only make us name them again."""
+_REMEMBERED = 20_000
+"""Endpoints of a tenant whose names are kept; more distinct ones only make us name them again."""
 
 Rule = tuple[Network, AddressTarget] | tuple[str, NameTarget] | LabelTarget
 

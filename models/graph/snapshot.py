@@ -24,10 +24,16 @@ from models.graph.guard import SourceGuard
 from models.graph.lane import LaneState, TenantState
 from models.graph.logic import LOGIC_VERSION, PRODUCERS_OWN, UNDECIDED, Logic
 from models.graph.machine import Machine
-from models.graph.naming import Naming
+from models.graph.naming_state import (
+    Documents,
+    SavedSettling,
+    document_name,
+    documents_of,
+    head_of,
+    restore_settling,
+    settling_chunks,
+)
 from models.graph.registry import COLUMNS_SINCE_4, PAGE_ROWS, Columns
-from models.graph.rules import Document, Rules, read_document
-from models.graph.settling import Settling
 from models.graph.taken import TakenOrigins
 from models.graph.window import WindowTable
 from schemas.errors import CheckpointError, WireFormatError
@@ -68,19 +74,6 @@ class _Book(msgspec.Struct):
     episode_floor: int
 
 
-class _Settling(msgspec.Struct):
-    """``documents``: the digest of each document that was in force before."""
-
-    until: int
-    documents: dict[str, str]
-    prefix_v4: int
-    prefix_v6: int
-    as_given: bool
-    renamed: dict[str, str]
-    services: list[int]
-    former: list[tuple[int, list[tuple[str, str]]]]
-
-
 class _Tenant(msgspec.Struct, omit_defaults=True):
     number: int
     closed_windows: int
@@ -89,7 +82,7 @@ class _Tenant(msgspec.Struct, omit_defaults=True):
     quarantine: list[tuple[int, int]]
     book: _Book
     is_newcomer: bool = False
-    settling: _Settling | None = None
+    settling: SavedSettling | None = None
 
 
 class _Member(msgspec.Struct):
@@ -206,6 +199,9 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
             yield from _window_chunks(name, lane.windows[index])
         for number in sorted(lane.tenants):
             yield f"{name}/tenant/{number}", _encoder.encode(_tenant(number, lane.tenants[number]))
+            settling = lane.tenants[number].settling
+            if settling is not None:
+                yield from settling_chunks(name, number, settling)
         if lane.logic >= PRODUCERS_OWN:
             yield from _guard_chunks(name, lane.guard)
         for page, (edges, columns) in enumerate(lane.halves.pages(HALVES_BYTES)):
@@ -219,8 +215,8 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
         for page, name in enumerate(_taken_pages(source, len(positions))):
             some = positions[page * TAKEN_PAGE : (page + 1) * TAKEN_PAGE]
             yield name, _encoder.encode(pack_positions(some)) if changed else None
-    for digest, document in sorted(_documents(machine).items()):
-        yield _document_name(digest), document.data if everything or digest not in machine.stored else None
+    for digest, document in sorted(documents_of(machine).items()):
+        yield document_name(digest), document.data if everything or digest not in machine.stored else None
     meta = _Meta(
         _version_of(machine),
         machine.offset,
@@ -253,20 +249,7 @@ def mark_clean(machine: Machine) -> None:
         lane.registry.edge_pages.clear()
         lane.registry.service_pages.clear()
     machine.taken.mark_clean()
-    machine.stored = frozenset(_documents(machine))
-
-
-def _documents(machine: Machine) -> dict[str, Document]:
-    """Return the documents of all inventories, and of those that were in force before, by digest."""
-    rules = list(machine.inventories.values())
-    for lane in machine.lanes.values():
-        rules += [state.settling.before.rules for state in lane.tenants.values() if state.settling is not None]
-    return {document.digest: document for some in rules for document in some.documents.values()}
-
-
-def _document_name(digest: str) -> str:
-    """Name the chunk of a document. A lane's chunk has a name before the first slash."""
-    return f"/inventory/{digest}"
+    machine.stored = frozenset(documents_of(machine))
 
 
 def _taken_pages(source: tuple[str, int], size: int) -> list[str]:
@@ -336,21 +319,7 @@ def _tenant(number: int, state: TenantState) -> _Tenant:
         quarantine=edges.quarantine,
         book=book,
         is_newcomer=state.is_newcomer,
-        settling=None if state.settling is None else _settling(state.settling),
-    )
-
-
-def _settling(settling: Settling) -> _Settling:
-    before = settling.before
-    return _Settling(
-        until=settling.until,
-        documents=before.rules.digests,
-        prefix_v4=before.prefix_v4,
-        prefix_v6=before.prefix_v6,
-        as_given=before.as_given,
-        renamed=settling.renamed,
-        services=sorted(settling.services),
-        former=[(number, sorted(settling.former[number])) for number in sorted(settling.former)],
+        settling=None if state.settling is None else head_of(state.settling),
     )
 
 
@@ -427,7 +396,7 @@ def _restore(chunks: dict[str, bytes], can_run: int) -> Machine:
             for source, partition, size in meta.taken
         }
     )
-    documents = _Documents(chunks)
+    documents = Documents(chunks)
     machine.inventories = {tenant: documents.rules(digests) for tenant, digests in meta.inventories.items()}
     for saved in meta.lanes:
         machine.lanes[saved.config.name] = _restore_lane(saved, chunks, documents)
@@ -435,25 +404,6 @@ def _restore(chunks: dict[str, bytes], can_run: int) -> Machine:
         machine.lanes[saved.config.name].logic = machine.logic.in_force
         machine.take_settings(machine.lanes[saved.config.name])
     return machine
-
-
-class _Documents:
-    """Documents of a checkpoint, each read once."""
-
-    def __init__(self, chunks: dict[str, bytes]) -> None:
-        self._chunks = chunks
-        self._read: dict[str, Document] = {}
-
-    def rules(self, digests: dict[str, str]) -> Rules:
-        for digest in digests.values():
-            if digest not in self._read:
-                self._read[digest] = read_document(self._chunks[_document_name(digest)])
-        return Rules({name: self._read[digest] for name, digest in digests.items()})
-
-    def settling(self, saved: _Settling) -> Settling:
-        before = Naming(self.rules(saved.documents), saved.prefix_v4, saved.prefix_v6, saved.as_given)
-        former = {number: set(ends) for number, ends in saved.former}
-        return Settling(saved.until, before, saved.renamed, set(saved.services), former)
 
 
 def _restore_taken(source: tuple[str, int], size: int, chunks: dict[str, bytes]) -> IntColumn:
@@ -464,7 +414,7 @@ def _restore_taken(source: tuple[str, int], size: int, chunks: dict[str, bytes])
     return positions
 
 
-def _restore_lane(saved: _Lane, chunks: dict[str, bytes], documents: _Documents) -> LaneState:
+def _restore_lane(saved: _Lane, chunks: dict[str, bytes], documents: Documents) -> LaneState:
     name = saved.config.name
     lane = LaneState(saved.config)
     lane.clock = LaneClock(
@@ -503,7 +453,9 @@ def _restore_lane(saved: _Lane, chunks: dict[str, bytes], documents: _Documents)
             tenant.book.episode_floor,
         )
         edges_of = TenantEdges(tenant.count, tenant.overflow, None, tenant.quarantine)
-        settling = None if tenant.settling is None else documents.settling(tenant.settling)
+        settling = (
+            None if tenant.settling is None else restore_settling(name, number, tenant.settling, chunks, documents)
+        )
         lane.tenants[tenant.number] = TenantState(
             tenant.closed_windows, edges_of, book, is_newcomer=tenant.is_newcomer, settling=settling
         )

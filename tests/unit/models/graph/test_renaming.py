@@ -12,6 +12,7 @@ from models.graph.registry import EDGE_COLUMNS, SERVICE_COLUMNS
 from models.graph.snapshot import restore, take
 from schemas.detection import DetectionConfig
 from schemas.drift import Activity, DriftKind
+from schemas.errors import CheckpointError
 from schemas.flow import Flow
 from schemas.graph import ClosedWindow
 from tests.builders import make_flow, make_lane
@@ -337,3 +338,22 @@ def test_documents_are_stored_once_and_restored() -> None:
     machine = restore(chunks)
     assert machine.inventories["acme"].is_same_as(feed.machine.inventories["acme"])
     assert dict(take(machine, everything=True)) == chunks
+
+
+def test_a_change_of_many_long_names_is_stored_in_small_chunks() -> None:
+    feed = feed_of(max_edges_per_tenant=20_000)
+    long = "x" * 230
+    flows = [make_flow(n % WINDOW_MS, src=f"{long}/{n}", dst=f"shop/{n % 3}") for n in range(5_000)]
+    feed.send(sorted(flows, key=lambda flow: flow.time_ms))
+    feed.inventory({"names": [{"match": f"{long}/*1", "name": "y" * 250}, {"match": f"{long}/*2", "name": "z"}]})
+    feed.send([make_flow(WINDOW_MS + n, src=f"{long}/{n}2", dst=f"shop/{n}") for n in range(3_000)])
+    chunks = {name: chunk for name, chunk in take(feed.machine, everything=True) if chunk is not None}
+    settling = feed.machine.lanes["test"].tenants[0].settling
+    assert settling is not None and len(settling.renamed) == 1_000 and len(settling.former) > 2_000
+    found = {name.split("/")[3] for name in chunks if "/settling/" in name}
+    assert found == {"renamed", "services", "former"}
+    assert max(len(chunk) for name, chunk in chunks.items() if "/settling/" in name) <= 512 * 1024
+    assert dict(take(restore(chunks), everything=True)) == chunks
+    damaged = {name: chunk for name, chunk in chunks.items() if not name.endswith("/former/1")}
+    with pytest.raises(CheckpointError, match="lacks chunk"):
+        restore(damaged)
