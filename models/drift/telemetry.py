@@ -10,6 +10,8 @@ not become usual, the second night that an autoscaler takes it away does. Where 
 were replaced.
 """
 
+import math
+
 import msgspec
 
 from models.drift.detection import Detection, confidence_of, rounded
@@ -30,6 +32,8 @@ from schemas.drift import HOST_SUBJECT, LANE_SUBJECT, DriftKind, Evidence
 
 NAMED_HOSTS = 3
 """So many hosts have findings of their own; more at once are one finding, about the lane."""
+_LOG_CHANCE = math.log(1e-6)
+"""How unlikely a host's silence must be, by chance, to be called one."""
 _Change = tuple[int, str, float, float]
 """Rows, host, factor before and after."""
 _RISK = {
@@ -171,7 +175,7 @@ def _note_hosts(state: TenantTelemetry, noted: Noted, config: DetectionConfig, m
     for name, seen in noted.hosts.items():
         host = state.hosts.get(name)
         if host is None:
-            host = state.hosts[name] = HostState(state.ticks, state.ticks, moment.index)
+            host = state.hosts[name] = HostState(state.ticks, state.ticks, moment.index, since=state.ticks)
         host.gap, host.usual = _gaps(state.ticks - host.last, host.gap, host.usual)
         host.last, host.last_index, host.told = state.ticks, moment.index, UNTOLD
         host.seen += moment.whole
@@ -191,7 +195,7 @@ def _judge_sampling(
     state.resampled_index = moment.index
     state.resampled_until = moment.index + config.loss_quiet_windows
     for host in state.hosts.values():
-        host.seen = 0  # how often it is seen is learned anew, as all else is
+        host.seen, host.since = 0, state.ticks + 1  # how often it is seen is learned anew, as all else is
     changed.sort(key=lambda change: (-change[0], change[1]))
     found = []
     for rows, name, before, after in changed if len(changed) <= NAMED_HOSTS else changed[:1]:
@@ -206,8 +210,16 @@ def _judge_sampling(
 
 
 def _patience(host: HostState, config: DetectionConfig) -> int:
-    """Return after how many ticks without it a host is silent."""
-    return max(1, config.silent_host_min_windows, config.silent_host_silences * host.usual)
+    """Return after how many ticks without it a host is silent.
+
+    That is several of its usual gaps, and so many ticks that chance would hardly leave it out of all of them: it is in
+    each with the probability that Laplace's rule of succession gives after those it was and was not in, not counting
+    its longest gap, which was an outage.
+    """
+    ticks = max(host.last + 1 - host.since - (host.gap - 1), host.seen)
+    present = (host.seen + 1) / (ticks + 2)
+    unlikely = math.ceil(round(_LOG_CHANCE / math.log(1 - present), 6))
+    return max(1, config.silent_host_min_windows, config.silent_host_silences * host.usual, unlikely)
 
 
 def _judge_silence(state: TenantTelemetry, config: DetectionConfig, moment: Moment) -> list[Detection]:
@@ -222,10 +234,14 @@ def _judge_silence(state: TenantTelemetry, config: DetectionConfig, moment: Mome
     # A rolling update starts the new before it stops the old.
     since = min((host.last for host in missing.values()), default=now) - max(1, config.silent_host_min_windows)
     replacing = sum(host.last == now and host.first > since for name, host in state.hosts.items() if name)
-    state.is_missing = len(missing) > replacing
+    if len(missing) <= replacing:
+        missing = {}
+    silent = {name: host for name, host in missing.items() if now - host.last >= _patience(host, config)}
+    state.is_missing = len(silent) > state.usual_silent()
+    state.is_doubtful = any(host.usual == 1 for name, host in missing.items() if name not in silent)
+    state.note_silent(len(silent))
     if not state.is_missing or not moment.may_tell:
         return []
-    silent = {name: host for name, host in missing.items() if now - host.last >= _patience(host, config)}
     fresh = {name: host for name, host in silent.items() if host.told == UNTOLD}
     if not fresh:
         return []

@@ -12,6 +12,11 @@ MAX_NOTED = 1_500
 NOBODY = ""
 """Host of rows that name none: its sampling is watched, its silence is the tenant's."""
 UNTOLD, TOLD, TOLD_TOGETHER = 0, 1, 2
+_MOST_SILENT = 50
+"""Numbers of hosts that are silent at once from here on are one."""
+_DAY_TICKS = 1_440
+_KEPT_A_TICK = 0.5 ** (1 / _DAY_TICKS)
+_RARE = 0.05
 
 
 class Factor(msgspec.Struct, array_like=True):
@@ -103,7 +108,7 @@ class HostState(msgspec.Struct, array_like=True):
     Attributes:
         first, last: ticks of its first and last rows. last_index: window of the last.
         gap, usual: its longest and second longest distance from one tick with rows to the next.
-        seen: whole windows it reported in.
+        seen: whole windows it reported in, since the tick ``since``.
         told: whether its silence was told, alone or together with others'.
         sampling: by what its measures are multiplied, once known.
     """
@@ -114,6 +119,7 @@ class HostState(msgspec.Struct, array_like=True):
     gap: int = 1
     usual: int = 1
     seen: int = 0
+    since: int = 0
     told: int = UNTOLD
     sampling: Sampling | None = None
 
@@ -123,10 +129,12 @@ class TenantTelemetry(msgspec.Struct):
 
     Attributes:
         ticks: whole windows with rows. last_index, gap, usual: of windows with rows, as of a host.
-        is_missing: a host that reports regularly was missing from the last window with rows, and was not replaced.
+        is_missing: in the last window with rows, hosts had been silent for too long to be chance, and not replaced.
+        is_doubtful: ... hosts that always report were missing, which may become that.
         lost_until: what the source said it lost, or delivered late, is felt up to this window.
         resampled_index: window in which a host's sampling changed. resampled_until: up to when that is felt.
         quiet_floor: last window with rows in which the source was losing data.
+        silent: ticks in which so many hosts were silent at once, from none on; halved each 1,440 ticks.
     """
 
     ticks: int = 0
@@ -134,28 +142,59 @@ class TenantTelemetry(msgspec.Struct):
     gap: int = 1
     usual: int = 1
     is_missing: bool = False
+    is_doubtful: bool = False
     lost_until: int = -1
     resampled_index: int = -1
     resampled_until: int = -1
     quiet_floor: int = -1
+    silent: list[float] = []
     hosts: dict[str, HostState] = {}
 
     def is_losing(self, index: int) -> bool:
         """Say whether the source was losing data in a window that is closing, or in one with nothing to close."""
-        return index <= max(self.lost_until, self.resampled_until) or self._misses_hosts(index)
+        return index <= max(self.lost_until, self.resampled_until) or (self.is_missing and self._goes_on(index))
 
-    def _misses_hosts(self, index: int) -> bool:
-        """Say whether hosts are missing while others go on."""
-        return self.is_missing and index - self.last_index < self.usual
+    def _goes_on(self, index: int) -> bool:
+        """Say whether the tenant has rows: where all is silent, no host of it is missing."""
+        return index - self.last_index < self.usual
 
     def may_teach(self, index: int) -> bool:
         """Say whether a window shows what is usual: with another sampling it does, as soon as no window mixes both."""
-        return index > self.lost_until and index != self.resampled_index and not self._misses_hosts(index)
+        if index <= self.lost_until or index == self.resampled_index:
+            return False
+        return not (self.is_missing and self._goes_on(index))
+
+    def withholds(self, index: int) -> bool:
+        """Say whether what is missing from a window means nothing, or may turn out to."""
+        return self.is_losing(index) or (self.is_doubtful and self._goes_on(index))
 
     def floor(self, index: int) -> int:
         """Return the window from whose end on silence counts, as far as known at ``index``."""
         until = max(self.quiet_floor, self.lost_until, self.resampled_until)
-        return max(until, index) if self._misses_hosts(index) else until
+        return max(until, index) if self.is_missing and self._goes_on(index) else until
+
+    def waits_until(self, index: int) -> int:
+        """Return the window up to which no silence is told yet: in doubt it is put off, and counts on."""
+        return index if self.withholds(index) else self.floor(index)
+
+    def usual_silent(self) -> int:
+        """Return how many silent hosts at once are nothing new: more were in few ticks of late, or of a day at least.
+
+        Where an autoscaler takes hosts away several times a day, that some are gone says nothing.
+        """
+        rare = _RARE * max(sum(self.silent), _DAY_TICKS)
+        usual, more = len(self.silent), 0.0
+        while usual > 0 and more <= rare:
+            usual -= 1
+            more += self.silent[usual]
+        return usual if more > rare else 0
+
+    def note_silent(self, count: int) -> None:
+        """Remember how many hosts were silent in a tick."""
+        count = min(count, _MOST_SILENT)
+        self.silent += [0.0] * (count + 1 - len(self.silent))
+        self.silent = [round(ticks * _KEPT_A_TICK, 6) for ticks in self.silent]
+        self.silent[count] += 1
 
     def is_silent(self, subject: str) -> bool:
         """Say whether the hosts that a finding is about are still silent."""

@@ -85,7 +85,7 @@ def _withheld_silences(lane: LaneState, floor: int, deadline_to: int) -> int:
 
 def _guarded_silences(lane: LaneState, judged: int, deadline_to: int) -> int:
     """Count silences that came due after window ``judged`` and are not told: their tenant's source loses data."""
-    floors = lane.guard.floors(len(lane.registry.tenants), deadline_to - 1)
+    floors = lane.guard.waits(len(lane.registry.tenants), deadline_to - 1)
     if floors is None or not len(lane.registry):
         return 0
     told = zip(_due(lane, lane.quiet_floor), _due(lane, lane.quiet_floor, floors), strict=True)
@@ -111,9 +111,9 @@ def close_all(lane: LaneState, reason: str) -> Output:
     return output
 
 
-def _deadlines(lane: LaneState, index: int) -> tuple[IntColumn, IntColumn]:
-    """Return per edge the index at whose end its sudden silence and its removal are reported, as known at ``index``."""
-    drop, removal = _due(lane, lane.quiet_floor, lane.guard.floors(len(lane.registry.tenants), index))
+def _deadlines(lane: LaneState, tenant_floors: IntColumn | None) -> tuple[IntColumn, IntColumn]:
+    """Return per edge the index at whose end its sudden silence and its removal are reported."""
+    drop, removal = _due(lane, lane.quiet_floor, tenant_floors)
     floor = lane.judged_index + 1
     return np.maximum(drop, floor), np.maximum(removal, floor)
 
@@ -122,7 +122,7 @@ def _due(lane: LaneState, quiet_floor: int, tenant_floors: IntColumn | None = No
     """Return the same as if nothing had been judged yet, and silence counted from ``quiet_floor`` on.
 
     Shapes:
-        tenant_floors: by tenant, from where on its silence counts at the earliest; None for no such thing.
+        tenant_floors: by tenant, up to where its silence is not told; None for no such thing.
     """
     registry = lane.registry
     size = len(registry)
@@ -152,7 +152,7 @@ def _next_index(lane: LaneState, closed_to: int, deadline_to: int) -> int | None
     candidates = [index for index in (*lane.windows, *lane.guard.open) if index < closed_to]
     deadlines = []
     if len(lane.registry):
-        drop, removal = _deadlines(lane, lane.judged_index)
+        drop, removal = _deadlines(lane, lane.guard.floors(len(lane.registry.tenants), lane.judged_index))
         deadlines += [int(drop.min()), int(removal.min())]
     floor = lane.judged_index + 1
     for number, state in lane.tenants.items():
@@ -216,7 +216,8 @@ def _fire_deadlines(lane: LaneState, index: int, detections: dict[int, list[Dete
     if not len(lane.registry):
         return
     edge = lane.registry.edge.array
-    drop, removal = _deadlines(lane, index)
+    # In doubt a silence is put off to the next window, whatever else there is to judge in it.
+    drop, removal = _deadlines(lane, lane.guard.waits(len(lane.registry.tenants), index))
     for kind, due, flag in (
         (DriftKind.RATE_DROP, drop, "dropped"),
         (DriftKind.REMOVED_EDGE, removal, "gone"),
@@ -264,9 +265,10 @@ def _close_window(
     edge["first_seen_ms"][present[unsure & ~edge["known"][present]]] = table.index * lane.config.window_ms
     size = max(1, len(registry.tenants))
     losing = lane.guard.losing(size, table.index)
+    withholding = lane.guard.withholding(size, table.index)
     teaching = lane.guard.teaching(size, table.index)
     withheld = judge_signals(
-        lane, table.index, columns, border, learned[tenant_of], whole, may_drop, detections, losing, teaching
+        lane, table.index, columns, border, learned[tenant_of], whole, may_drop, detections, withholding, teaching
     )
     if withheld:
         output.counts[WITHHELD] += withheld

@@ -142,7 +142,14 @@ class SourceGuard:
 
     def floors(self, size: int, index: int) -> IntColumn | None:
         """Return per tenant the window from whose end on its silence counts, ``(size,)``; None if no tenant has one."""
-        found = {number: state.floor(index) for number, state in self.tenants.items()}
+        return self._column(size, {number: state.floor(index) for number, state in self.tenants.items()})
+
+    def waits(self, size: int, index: int) -> IntColumn | None:
+        """Return likewise the window up to which no silence is told yet."""
+        return self._column(size, {number: state.waits_until(index) for number, state in self.tenants.items()})
+
+    @staticmethod
+    def _column(size: int, found: dict[int, int]) -> IntColumn | None:
         if max(found.values(), default=-1) < 0:
             return None
         floors = np.full(size, -1, dtype=np.int64)
@@ -153,6 +160,12 @@ class SourceGuard:
         """Say which tenants' sources were losing data in a window, ``(size,)``."""
         mask = np.zeros(size, dtype=bool)
         mask[[number for number, state in self.tenants.items() if state.is_losing(index)]] = True
+        return mask
+
+    def withholding(self, size: int, index: int) -> Mask:
+        """Say of which tenants what is missing from a window means nothing, or may turn out to, ``(size,)``."""
+        mask = np.zeros(size, dtype=bool)
+        mask[[number for number, state in self.tenants.items() if state.withholds(index)]] = True
         return mask
 
     def count_losing(self, index: int) -> int:

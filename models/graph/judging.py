@@ -32,14 +32,14 @@ def judge_signals(
     whole: bool,
     may_drop: bool,
     detections: dict[int, list[Detection]],
-    losing: Mask,
+    withholding: Mask,
     teaching: Mask,
 ) -> int:
     """Compare each edge with its baseline, then move the baseline on (complete windows alone teach).
 
     Shapes:
-        learned: of the edges. losing, teaching: of tenants by number: whose source was losing data, so that a drop
-            means nothing; whose rows show what is usual.
+        learned: of the edges. withholding, teaching: of tenants by number: whose source loses data, or may, so that a
+            drop means nothing; whose rows show what is usual.
 
     Returns:
         How many drops of an edge's rate were kept back, because the window is incomplete or a source loses data.
@@ -99,7 +99,7 @@ def judge_signals(
         )
         for row, detection in found:
             number = int(present[row if rows is None else rows[row]])
-            if detection.kind is DriftKind.RATE_DROP and losing[edge["tenant"][number]]:
+            if detection.kind is DriftKind.RATE_DROP and withholding[edge["tenant"][number]]:
                 withheld += 1
                 continue
             detections[int(edge["tenant"][number])].append(detection)

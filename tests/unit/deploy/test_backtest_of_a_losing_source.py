@@ -156,7 +156,7 @@ def test_hubble_nor_while_the_node_that_saw_it_is_silent(tmp_path: Path) -> None
     assert missing(output) == set()
     (event,) = about_source(output)
     assert (event.kind, event.src) == (DriftKind.SILENT_HOST, "host:worker-3")
-    assert event.window_start_ms == START_MS + (GONE_AT + 2) * WINDOW_MS
+    assert event.window_start_ms == START_MS + (GONE_AT + 3) * WINDOW_MS
 
 
 def thinned(window: int, node: str) -> float:

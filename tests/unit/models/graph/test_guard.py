@@ -21,6 +21,8 @@ HISTORY = 14
 """Windows of usual traffic before anything happens."""
 QUIET = DetectionConfig().loss_quiet_windows
 CONFIG = DetectionConfig(learning_windows=3)
+PATIENCE = 5
+"""Windows after which a host is silent that reported in all of the history."""
 
 
 def make_feed(**detection: Any) -> Feed:
@@ -232,11 +234,25 @@ def test_a_host_that_falls_silent_while_others_go_on_withholds_what_it_alone_saw
     feed = learned()
     run(feed, range(HISTORY, HISTORY + 30), ["n1", "n2"])
     assert missing(feed) == []
-    assert sources(feed) == [(DriftKind.SILENT_HOST, "create", "host:n3", HISTORY + 2)]
+    told = HISTORY - 1 + PATIENCE
+    assert sources(feed) == [(DriftKind.SILENT_HOST, "create", "host:n3", told)]
     (evidence,) = first(feed, DriftKind.SILENT_HOST).evidence
-    assert (evidence.signal, evidence.observed, evidence.expected) == ("silent_windows", 3.0, 1.0)
-    assert incomplete(feed) == list(range(HISTORY, HISTORY + 29)), "from the first window without it on"
-    assert feed.output.counts[WITHHELD] == 2, "the drop, and the removal"
+    assert (evidence.signal, evidence.observed, evidence.expected) == ("silent_windows", PATIENCE, 1.0)
+    assert incomplete(feed) == list(range(told, HISTORY + 29)), "until then it may be chance"
+    assert feed.output.counts[WITHHELD] == 2, "the drop, from its first window on, and the removal"
+
+
+def test_a_host_that_misses_a_window_puts_a_drop_off_and_changes_nothing_else() -> None:
+    """The edge is gone for another reason: it is told once the host is back, and removed when it would have been."""
+    feed = learned()
+    for index in range(HISTORY, HISTORY + 15):
+        hosts = ["n1"] if index == HISTORY else ["n1", "n3"]
+        feed.send(traffic(index, hosts) + usual([index], dst="shop/of-n1", host="n2"))
+    assert sources(feed) == [] and incomplete(feed) == []
+    assert [(kind, dst, index) for kind, _, dst, index in missing(feed)] == [
+        (DriftKind.RATE_DROP, "shop/of-n2", HISTORY + 1),
+        (DriftKind.REMOVED_EDGE, "shop/of-n2", HISTORY + 9),
+    ]
 
 
 def test_when_it_reports_again_the_finding_closes_and_silence_counts_anew() -> None:
@@ -245,7 +261,7 @@ def test_when_it_reports_again_the_finding_closes_and_silence_counts_anew() -> N
     for index in range(HISTORY + 8, HISTORY + 30):
         feed.send(traffic(index, ["n1", "n2"]) + usual([index], dst="shop/of-n1", host="n3"))
     assert sources(feed) == [
-        (DriftKind.SILENT_HOST, "create", "host:n3", HISTORY + 2),
+        (DriftKind.SILENT_HOST, "create", "host:n3", HISTORY - 1 + PATIENCE),
         (DriftKind.SILENT_HOST, "close", "host:n3", HISTORY + 8),
     ]
     assert feed.output.events[-1].kind is DriftKind.REMOVED_EDGE
@@ -261,9 +277,9 @@ def test_when_it_reports_again_the_finding_closes_and_silence_counts_anew() -> N
 def test_a_host_that_stays_away_is_forgotten_and_what_it_saw_is_told_to_be_gone() -> None:
     feed = learned(silent_host_max_windows=10)
     run(feed, range(HISTORY, HISTORY + 40), ["n1", "n2"])
-    forgotten = HISTORY - 1 + 3 + 10 + 1
+    forgotten = HISTORY - 1 + PATIENCE + 10 + 1
     assert sources(feed) == [
-        (DriftKind.SILENT_HOST, "create", "host:n3", HISTORY + 2),
+        (DriftKind.SILENT_HOST, "create", "host:n3", HISTORY - 1 + PATIENCE),
         (DriftKind.SILENT_HOST, "close", "host:n3", forgotten),
     ]
     closed = next(e for e in feed.output.events if e.activity is Activity.CLOSE)
@@ -280,7 +296,7 @@ def test_a_host_that_comes_and_goes_regularly_is_told_of_until_its_gap_is_known(
         hosts = ["n1", "n2"] if index % 20 < 12 else ["n1"]
         feed.send(traffic(index, hosts))
     told = [index for kind, activity, _, index in sources(feed) if activity == "create"]
-    assert told == [14, 34], "two gaps of 8 windows, and then that is how long it goes"
+    assert told == [17, 36], "two gaps of 8 windows, and then that is how long it goes"
 
 
 def test_one_outage_does_not_become_usual() -> None:
@@ -288,7 +304,7 @@ def test_one_outage_does_not_become_usual() -> None:
     for index in range(120):
         away = 20 <= index < 40 or 80 <= index < 90
         feed.send(traffic(index, ["n1"] if away else ["n1", "n2"]))
-    assert [index for _, activity, _, index in sources(feed) if activity == "create"] == [22, 82]
+    assert [index for _, activity, _, index in sources(feed) if activity == "create"] == [24, 83]
 
 
 def test_hosts_that_are_replaced_by_as_many_others_are_not_lost() -> None:
@@ -297,6 +313,21 @@ def test_hosts_that_are_replaced_by_as_many_others_are_not_lost() -> None:
     run(feed, range(HISTORY + 2, HISTORY + 20), ["n2", "n3", "m1"])
     assert sources(feed) == []
     assert [dst for _, _, dst, _ in missing(feed)] == ["shop/of-n1"] * 2
+
+
+def test_where_hosts_go_for_good_all_day_long_one_more_is_no_news_and_many_are() -> None:
+    """An autoscaler takes a host away every 40 windows and brings another, under a new name, 15 windows later."""
+    feed = make_feed()
+    base = [f"n{number}" for number in range(5)]
+    for index in range(400):
+        taken, since = divmod(index, 40)
+        hosts = [*base, f"scaled-{taken}"] if since < 25 else base
+        feed.send([flow for host in hosts for flow in usual([index], 1, dst="shop/db", host=host)])
+    told = [(subject, index) for _, activity, subject, index in sources(feed) if activity == "create"]
+    assert [subject for subject, _ in told] == [f"host:scaled-{number}" for number in range(5)], "then it is usual"
+    for index in range(400, 410):
+        feed.send([flow for host in base[:2] for flow in usual([index], 1, dst="shop/db", host=host)])
+    assert sources(feed)[-1][:3] == (DriftKind.SILENT_HOST, "create", "lane:test")
 
 
 def test_when_all_hosts_fall_silent_it_is_the_tenant_and_told_as_that() -> None:
@@ -328,13 +359,13 @@ def test_many_hosts_at_once_are_one_finding() -> None:
     run(feed, range(HISTORY, HISTORY + 9), hosts[:3])
     run(feed, range(HISTORY + 9, HISTORY + 12), hosts)
     assert sources(feed) == [
-        (DriftKind.SILENT_HOST, "create", "lane:test", HISTORY + 2),
+        (DriftKind.SILENT_HOST, "create", "lane:test", HISTORY - 1 + PATIENCE),
         (DriftKind.SILENT_HOST, "close", "lane:test", HISTORY + 9),
     ]
     evidence = first(feed, DriftKind.SILENT_HOST).evidence
     assert [(e.signal, e.observed, e.sample) for e in evidence] == [
         ("silent_hosts", 7.0, 10),
-        ("silent_windows", 3.0, 3),
+        ("silent_windows", PATIENCE, PATIENCE),
     ]
 
 
@@ -527,7 +558,7 @@ def test_the_guard_begins_where_logic_version_3_takes_over() -> None:
     start = index
     for index in range(start, start + HISTORY):
         feed.send(traffic(index), as_of_ms=as_of_ms)
-    run(feed, range(start + HISTORY, start + HISTORY + 4), ["n1", "n2"])
+    run(feed, range(start + HISTORY, start + HISTORY + PATIENCE + 1), ["n1", "n2"])
     assert [event[2] for event in sources(feed)] == ["host:n3"]
 
 
