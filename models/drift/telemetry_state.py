@@ -152,7 +152,8 @@ class TenantTelemetry(msgspec.Struct):
 
     def is_losing(self, index: int) -> bool:
         """Say whether the source was losing data in a window that is closing, or in one with nothing to close."""
-        return index <= max(self.lost_until, self.resampled_until) or (self.is_missing and self._goes_on(index))
+        until = max(self.lost_until, self.resampled_until)
+        return 0 <= index <= until or (self.is_missing and self._goes_on(index))
 
     def _goes_on(self, index: int) -> bool:
         """Say whether the tenant has rows: where all is silent, no host of it is missing."""

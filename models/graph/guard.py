@@ -85,16 +85,19 @@ class SourceGuard:
         packed = np.array(numbers, dtype=np.int64)[of_tenants] << _TENANT_SHIFT | known[host] << _HOST_SHIFT | step
         for code, window in enumerate(windows):
             mine = slice(None) if len(windows) == 1 else of_windows == code
-            self.open.setdefault(window, {})
-            waiting = self._pending.setdefault(window, [])
-            waiting.append((packed[mine], rows[mine], totals[mine]))
-            if len(waiting) >= _MOST_WAITING:
-                self._settle(window)
+            self._wait(window, (packed[mine], rows[mine], totals[mine]))
         if late is not None and late.any():
             places, rows, _ = _sums(pair[late], pairs, None)
             for where_late, count in zip(places.tolist(), rows.tolist(), strict=True):
                 number, window = numbers[where_late % len(numbers)], windows[where_late // len(numbers)]
                 self.noted(window, number).late += count
+
+    def _wait(self, index: int, sums: tuple[IntColumn, IntColumn, IntColumn]) -> None:
+        self.open.setdefault(index, {})
+        waiting = self._pending.setdefault(index, [])
+        waiting.append(sums)
+        if len(waiting) >= _MOST_WAITING:
+            self._settle(index)
 
     def _host_codes(self, hosts: Sequence[str]) -> IntColumn:
         """Return the numbers of nobody and of a record's hosts; they hold until all is settled."""
