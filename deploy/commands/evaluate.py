@@ -2,6 +2,7 @@
 
 import click
 
+from deploy.commands.evaluate_drifts import drifts
 from deploy.commands.evaluate_edges import edges
 from deploy.commands.evaluate_rca import rca
 
@@ -11,5 +12,6 @@ def evaluate() -> None:
     """Measure detection on your own labelled history, and root causes on published faults."""
 
 
+evaluate.add_command(drifts)
 evaluate.add_command(edges)
 evaluate.add_command(rca)
