@@ -15,7 +15,19 @@ from api.middleware import Bounds, Envelope
 from api.parameters import refuse_unknown_parameters
 from api.problems import MEDIA_TYPE, install_handlers
 from api.repository import Repository
-from api.routers import accounts, audit, events, graph, health, root_cause, sessions
+from api.routers import (
+    accounts,
+    audit,
+    blast_radius,
+    events,
+    graph,
+    graph_detail,
+    health,
+    predictions,
+    root_cause,
+    sessions,
+    statistics,
+)
 from api.security.access import Access
 from api.security.administration import Administration
 from api.security.sessions import Sessions
@@ -70,6 +82,7 @@ def create_app(settings: Settings, access: Access, client_factory: ClientFactory
     )
     app.state.access = access
     app.state.sessions, app.state.administration = Sessions(access), Administration(access)
+    app.state.predictions = predictions.OneAtATime()
     install_handlers(app)
     _add_middleware(app, settings.api)
     app.include_router(health.router)
@@ -78,8 +91,9 @@ def create_app(settings: Settings, access: Access, client_factory: ClientFactory
     # Credentials are looked at first: whoever has none learns nothing of what a path takes.
     for router in (sessions.router, accounts.router, audit.router):
         app.include_router(router, prefix="/v1", dependencies=[Depends(current_principal), known_parameters])
-    for router in (events.router, graph.router, root_cause.router):
-        app.include_router(router, prefix="/v1", dependencies=[Depends(viewer), known_parameters])
+    readers = (events, statistics, graph, graph_detail, root_cause, blast_radius, predictions)
+    for module in readers:
+        app.include_router(module.router, prefix="/v1", dependencies=[Depends(viewer), known_parameters])
     _document_problems(app)
     return app
 
@@ -93,7 +107,7 @@ def _add_middleware(app: FastAPI, settings: ApiSettings) -> None:
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["Authorization", "X-API-Key", "Content-Type", "X-Request-Id"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=["X-Request-Id", "Retry-After", "X-Total-Count", "ETag"],
             allow_credentials=False,
         )
     app.add_middleware(Envelope, settings=settings)

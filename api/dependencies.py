@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
+from api.graph_repository import GraphRepository
 from api.problems import Problem
 from api.repository import Repository
 from api.security.access import Access, Caller, unauthenticated
@@ -30,6 +31,11 @@ def current_repository(request: Request) -> Repository:
     """Return the application's repository."""
     repository: Repository = request.app.state.repository
     return repository
+
+
+def current_graph_repository(request: Request) -> GraphRepository:
+    """Return what reads the graph over ranges, from where the repository reads."""
+    return GraphRepository(*current_repository(request).source)
 
 
 def current_access(request: Request) -> Access:
@@ -124,6 +130,7 @@ def current_administration(request: Request) -> Administration:
 
 
 RepositoryOf = Annotated[Repository, Depends(current_repository)]
+GraphRepositoryOf = Annotated[GraphRepository, Depends(current_graph_repository)]
 SessionsOf = Annotated[Sessions, Depends(current_sessions)]
 AdministrationOf = Annotated[Administration, Depends(current_administration)]
 Admin = Annotated[Principal, Depends(admin)]

@@ -26,6 +26,8 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 HSTS = "max-age=31536000; includeSubDomains"
+PREDICTIONS = "/v1/predictions"
+"""The path whose requests hold manifests."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
@@ -103,7 +105,9 @@ class Bounds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = await self._body(Headers(scope=scope), receive)
+        limits = self._settings
+        most_bytes = limits.prediction_bytes if scope["path"] == PREDICTIONS else limits.body_bytes
+        body = await self._body(Headers(scope=scope), receive, most_bytes)
         is_given, is_started = False, False
 
         async def receive_whole() -> Message:
@@ -127,12 +131,12 @@ class Bounds:
             detail = f"There was no answer within {self._settings.request_timeout_s:g} s. Ask for less."
             raise Problem(504, "request-timeout", "The request took too long", detail) from None
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+    async def _body(self, headers: Headers, receive: Receive, most_bytes: int) -> bytes:
         announced = headers.get("content-length")
         if announced is None and "transfer-encoding" not in headers:
             return b""
-        if announced is not None and announced.isdecimal() and int(announced) > self._settings.body_bytes:
-            raise self._too_large()
+        if announced is not None and announced.isdecimal() and int(announced) > most_bytes:
+            raise _too_large(most_bytes)
         parts, size = [], 0
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
@@ -142,8 +146,8 @@ class Bounds:
                         break
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
-                    if size > self._settings.body_bytes:
-                        raise self._too_large()
+                    if size > most_bytes:
+                        raise _too_large(most_bytes)
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
@@ -152,9 +156,10 @@ class Bounds:
             raise Problem(408, "body-timeout", "The request came too slowly", detail, headers=headers_out) from None
         return b"".join(parts)
 
-    def _too_large(self) -> Problem:
-        detail = f"A request may have {self._settings.body_bytes} bytes."
-        return Problem(413, "body-too-large", "The request is too large", detail, headers={"Connection": "close"})
+
+def _too_large(most_bytes: int) -> Problem:
+    detail = f"A request may have {most_bytes} bytes."
+    return Problem(413, "body-too-large", "The request is too large", detail, headers={"Connection": "close"})
 
 
 def _plain(path: str) -> str:

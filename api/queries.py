@@ -17,8 +17,7 @@ _NEWEST_OF_WINDOWS = """(lane, generation) IN (
     SELECT lane, max(generation) FROM {database:Identifier}.windows
     WHERE tenant = {tenant:String} GROUP BY lane)"""
 
-EVENTS = """
-SELECT $columns FROM {database:Identifier}.drift_events FINAL
+_FILTERED_EVENTS = """{database:Identifier}.drift_events FINAL
 WHERE tenant = {tenant:String} AND $newest
     AND ({lane:String} = '' OR lane = {lane:String})
     AND (empty({kinds:Array(String)}) OR has({kinds:Array(String)}, kind))
@@ -28,13 +27,76 @@ WHERE tenant = {tenant:String} AND $newest
     AND ({incident:String} = '' OR incident_id = {incident:String})
     AND ({service:String} = '' OR src = {service:String} OR dst = {service:String}
         OR arrayExists(edge -> edge.1 = {service:String} OR edge.2 = {service:String}, edges))
+    AND ({edge_src:String} = '' OR (src = {edge_src:String} AND dst = {edge_dst:String})
+        OR arrayExists(edge -> edge.1 = {edge_src:String} AND edge.2 = {edge_dst:String}, edges))
+    AND ({text:String} = '' OR positionCaseInsensitiveUTF8(title, {text:String}) > 0
+        OR positionCaseInsensitiveUTF8(message, {text:String}) > 0
+        OR positionCaseInsensitiveUTF8(src, {text:String}) > 0 OR positionCaseInsensitiveUTF8(dst, {text:String}) > 0)
     AND ({alert:Int8} < 0 OR is_alert = ({alert:Int8} = 1))
     AND time >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
     AND time < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+""".replace("$newest", _NEWEST_OF_EVENTS)
+
+EVENTS = """
+SELECT $columns FROM $filtered
     AND ({after_id:String} = '' OR time < fromUnixTimestamp64Milli({after_ms:Int64}, 'UTC')
         OR (time = fromUnixTimestamp64Milli({after_ms:Int64}, 'UTC') AND event_id > {after_id:String}))
 ORDER BY time DESC, event_id LIMIT {limit:UInt32}
-""".replace("$columns", _EVENT_COLUMNS).replace("$newest", _NEWEST_OF_EVENTS)
+""".replace("$columns", _EVENT_COLUMNS).replace("$filtered", _FILTERED_EVENTS)
+
+EVENT_TOTALS = """
+SELECT count(), uniqExact(finding_id), uniqExact(incident_id), countIf(is_alert),
+    toUnixTimestamp64Milli(min(time)), toUnixTimestamp64Milli(max(time))
+FROM $filtered
+""".replace("$filtered", _FILTERED_EVENTS)
+
+EVENT_COUNTS = """
+SELECT kind, severity_id, activity_id, count() FROM $filtered
+GROUP BY kind, severity_id, activity_id ORDER BY kind, severity_id, activity_id
+""".replace("$filtered", _FILTERED_EVENTS)
+
+EVENT_BUCKETS = """
+SELECT intDiv(toUnixTimestamp64Milli(time), {bucket_ms:Int64}) * {bucket_ms:Int64} AS bucket, kind, severity_id, count()
+FROM $filtered
+GROUP BY bucket, kind, severity_id ORDER BY bucket, kind, severity_id
+""".replace("$filtered", _FILTERED_EVENTS)
+
+OPEN_FINDINGS = """
+SELECT count(), uniqExact(incident), countIf(alert), max(severity)
+FROM (
+    SELECT finding_id, max(activity_id) AS last, argMax(e.incident_id, (e.activity_id, e.time, e.event_id)) AS incident,
+        max(is_alert) AS alert, argMax(e.severity_id, (e.activity_id, e.time, e.event_id)) AS severity
+    FROM {database:Identifier}.drift_events AS e FINAL
+    WHERE tenant = {tenant:String} AND $newest AND NOT startsWith(lane, 'replay:')
+    GROUP BY finding_id HAVING last < 3
+)
+""".replace("$newest", _NEWEST_OF_EVENTS)
+
+LANE_STATISTICS = """
+SELECT lane, any(generation), count(), countIf(notEmpty(incomplete)), countIf(is_learning), max(edges),
+    sum(overflow_calls), toUnixTimestamp64Milli(min(window_start)), toUnixTimestamp64Milli(max(window_end))
+FROM {database:Identifier}.windows FINAL
+WHERE tenant = {tenant:String} AND $newest
+    AND window_end > fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+    AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+GROUP BY lane ORDER BY lane LIMIT {limit:UInt32}
+""".replace("$newest", _NEWEST_OF_WINDOWS)
+
+SERVICE_COUNTS = """
+SELECT uniqExact(service), uniqExactIf(service, is_external)
+FROM {database:Identifier}.services FINAL
+WHERE tenant = {tenant:String} AND $newest AND NOT startsWith(lane, 'replay:')
+    AND last_seen >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+    AND first_seen < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+""".replace("$newest", _NEWEST_OF_WINDOWS)
+
+EDGE_COUNTS = """
+SELECT uniqExact(src, dst, protocol, port)
+FROM {database:Identifier}.edges_1m FINAL
+WHERE tenant = {tenant:String} AND $newest AND NOT startsWith(lane, 'replay:')
+    AND window_start >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+    AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+""".replace("$newest", _NEWEST_OF_WINDOWS)
 
 EVENT = """
 SELECT $columns FROM {database:Identifier}.drift_events FINAL
@@ -136,6 +198,107 @@ FROM (
 )
 GROUP BY src, dst, port, protocol
 ORDER BY src, dst, protocol, port LIMIT {limit:UInt32}
+""".replace("$newest", _NEWEST_OF_WINDOWS)
+
+EDGE_LANES = """
+SELECT lane, any(generation), toUnixTimestamp64Milli(min(e.window_start)), toUnixTimestamp64Milli(max(e.window_end)),
+    count(), sum(e.calls), sum(e.errors), sum(e.denied), sum(e.bytes_out), sum(e.bytes_in), sum(e.latency_calls),
+    sum(e.latency_sum_us)
+FROM {database:Identifier}.edges_1m AS e FINAL
+WHERE tenant = {tenant:String} AND $newest
+    AND (lane = {lane:String} OR ({lane:String} = '' AND NOT startsWith(lane, 'replay:')))
+    AND window_start >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+    AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+    AND src = {src:String} AND dst = {dst:String} AND ({port:Int32} < -1 OR port = {port:Int32})
+    AND ({protocol:Int16} < -1 OR protocol = {protocol:Int16})
+GROUP BY lane ORDER BY lane
+""".replace("$newest", _NEWEST_OF_WINDOWS)
+
+EDGE_SERIES = """
+SELECT intDiv(toUnixTimestamp64Milli(e.window_start), {bucket_ms:Int64}) * {bucket_ms:Int64} AS start, sum(e.calls),
+    sum(e.errors), sum(e.denied), sum(e.bytes_out), sum(e.bytes_in), sum(e.latency_calls), sum(e.latency_sum_us),
+    max(e.p50_us), max(e.p95_us), max(e.p99_us)
+FROM {database:Identifier}.edges_1m AS e FINAL
+WHERE tenant = {tenant:String} AND lane = {lane:String} AND generation = {generation:UInt64}
+    AND window_start >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+    AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+    AND src = {src:String} AND dst = {dst:String} AND ({port:Int32} < -1 OR port = {port:Int32})
+    AND ({protocol:Int16} < -1 OR protocol = {protocol:Int16})
+GROUP BY start ORDER BY start
+"""
+
+SERVICE_SERIES = """
+SELECT intDiv(toUnixTimestamp64Milli(e.window_start), {bucket_ms:Int64}) * {bucket_ms:Int64} AS start,
+    sumIf(e.calls, dst = {service:String}), sumIf(e.errors, dst = {service:String}),
+    sumIf(e.latency_calls, dst = {service:String}), sumIf(e.latency_sum_us, dst = {service:String}),
+    sumIf(e.calls, src = {service:String}), sumIf(e.errors, src = {service:String}),
+    uniqExactIf(src, dst = {service:String}), uniqExactIf(dst, src = {service:String})
+FROM {database:Identifier}.edges_1m AS e FINAL
+WHERE tenant = {tenant:String} AND lane = {lane:String} AND generation = {generation:UInt64}
+    AND window_start >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+    AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+    AND (src = {service:String} OR dst = {service:String})
+GROUP BY start ORDER BY start
+"""
+
+WINDOW_BUCKETS = """
+SELECT intDiv(toUnixTimestamp64Milli(window_start), {bucket_ms:Int64}) * {bucket_ms:Int64} AS start, count(),
+    countIf(notEmpty(incomplete))
+FROM {database:Identifier}.windows FINAL
+WHERE tenant = {tenant:String} AND lane = {lane:String} AND generation = {generation:UInt64}
+    AND window_start >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+    AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+GROUP BY start ORDER BY start
+"""
+
+DIFFERENCE = """
+WITH (window_start >= fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC')
+        AND window_start < fromUnixTimestamp64Milli({from_end_ms:Int64}, 'UTC')) AS is_before,
+    (window_start >= fromUnixTimestamp64Milli({to_ms:Int64}, 'UTC')
+        AND window_start < fromUnixTimestamp64Milli({to_end_ms:Int64}, 'UTC')) AS is_after
+SELECT src, dst, port, protocol,
+    countIf(is_before), sumIf(e.calls, is_before), sumIf(e.errors, is_before), sumIf(e.denied, is_before),
+    sumIf(e.bytes_out + e.bytes_in, is_before), sumIf(e.latency_calls, is_before), sumIf(e.latency_sum_us, is_before),
+    countIf(is_after), sumIf(e.calls, is_after), sumIf(e.errors, is_after), sumIf(e.denied, is_after),
+    sumIf(e.bytes_out + e.bytes_in, is_after), sumIf(e.latency_calls, is_after), sumIf(e.latency_sum_us, is_after)
+FROM {database:Identifier}.edges_1m AS e FINAL
+WHERE tenant = {tenant:String} AND lane = {lane:String} AND generation = {generation:UInt64} AND (is_before OR is_after)
+GROUP BY src, dst, port, protocol ORDER BY src, dst, protocol, port LIMIT {limit:UInt32}
+"""
+
+LEARNED_EDGES = """
+SELECT src, dst, port, protocol, max(calls_of_lane) AS most
+FROM (
+    SELECT lane, src, dst, port, protocol, sum(e.calls) AS calls_of_lane
+    FROM {database:Identifier}.edges_1m AS e FINAL
+    WHERE tenant = {tenant:String} AND $newest
+        AND (lane = {lane:String} OR ({lane:String} = '' AND NOT startsWith(lane, 'replay:')))
+        AND window_start >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+        AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+    GROUP BY lane, src, dst, port, protocol
+)
+GROUP BY src, dst, port, protocol ORDER BY most DESC, src, dst, protocol, port LIMIT {limit:UInt32}
+""".replace("$newest", _NEWEST_OF_WINDOWS)
+"""One edge may be seen in several lanes: the calls are those of the lane that sees most, never their sum."""
+
+CALLED_PAIRS = """
+SELECT src, dst, toInt64(max(calls_of_lane)) AS most
+FROM (
+    SELECT lane, src, dst, sum(e.calls) AS calls_of_lane
+    FROM {database:Identifier}.edges_1m AS e FINAL
+    WHERE tenant = {tenant:String} AND $newest
+        AND (lane = {lane:String} OR ({lane:String} = '' AND NOT startsWith(lane, 'replay:')))
+        AND window_start >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+        AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+    GROUP BY lane, src, dst
+)
+GROUP BY src, dst HAVING most > 0 ORDER BY src, dst LIMIT {limit:UInt32}
+""".replace("$newest", _NEWEST_OF_WINDOWS)
+
+SERVICE = """
+SELECT lane, service, is_external, toUnixTimestamp64Milli(first_seen), toUnixTimestamp64Milli(last_seen)
+FROM {database:Identifier}.services FINAL
+WHERE tenant = {tenant:String} AND $newest AND service = {service:String} ORDER BY lane
 """.replace("$newest", _NEWEST_OF_WINDOWS)
 
 SERVICES = """

@@ -30,8 +30,85 @@ class EventFilter:
     activities: tuple[Activity, ...] = ()
     service: str = ""
     incident: str = ""
+    text: str = ""
     is_alert: bool | None = None
+    edge: tuple[str, str] = ("", "")
     after: tuple[int, str] | None = None
+
+    def bound(self) -> dict[str, Any]:
+        """Return the parameters of the queries that filter events."""
+        return {
+            "lane": self.lane,
+            "kinds": [kind.value for kind in self.kinds],
+            "severities": [int(severity) for severity in self.severities],
+            "least_severity": int(self.least_severity),
+            "activities": [int(activity) for activity in self.activities],
+            "incident": self.incident,
+            "service": self.service,
+            "text": self.text,
+            "edge_src": self.edge[0],
+            "edge_dst": self.edge[1],
+            "alert": -1 if self.is_alert is None else int(self.is_alert),
+            "since_ms": self.since_ms,
+            "until_ms": self.until_ms,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EventTotals:
+    """How many there are; times of the first and last event, ``None`` without events."""
+
+    events: int
+    findings: int
+    incidents: int
+    alerts: int
+    first_ms: int | None
+    last_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventCount:
+    """Events of one kind, severity and activity."""
+
+    kind: str
+    severity: Severity
+    activity: Activity
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventBucket:
+    """Events of one kind and severity in one span of time."""
+
+    start_ms: int
+    kind: str
+    severity: Severity
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFindings:
+    """Findings that no Close has ended. ``worst``: the largest severity, 0 without findings."""
+
+    findings: int
+    incidents: int
+    alerts: int
+    worst: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStatistics:
+    """The closed windows of a lane in a range."""
+
+    lane: str
+    generation: int
+    windows: int
+    incomplete_windows: int
+    learning_windows: int
+    most_edges: int
+    overflow_calls: int
+    first_window_ms: int
+    last_window_end_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +224,11 @@ class Repository:
     def __init__(self, reader: Reader, database: str) -> None:
         self._reader, self._database = reader, database
 
+    @property
+    def source(self) -> tuple[Reader, str]:
+        """Return what is read: the reader and the name of the database."""
+        return self._reader, self._database
+
     async def _rows(self, sql: str, tenant: TenantId, **parameters: Any) -> Sequence[Sequence[Any]]:
         result = await self._reader.query(sql, {"database": self._database, "tenant": tenant, **parameters})
         return result.result_rows
@@ -170,23 +252,51 @@ class Repository:
         """Return at most ``limit`` drift events, newest first, ties by id."""
         after_ms, after_id = wanted.after or (0, "")
         rows = await self._rows(
-            queries.EVENTS,
-            tenant,
-            lane=wanted.lane,
-            kinds=[kind.value for kind in wanted.kinds],
-            severities=[int(severity) for severity in wanted.severities],
-            least_severity=int(wanted.least_severity),
-            activities=[int(activity) for activity in wanted.activities],
-            incident=wanted.incident,
-            service=wanted.service,
-            alert=-1 if wanted.is_alert is None else int(wanted.is_alert),
-            since_ms=wanted.since_ms,
-            until_ms=wanted.until_ms,
-            after_ms=after_ms,
-            after_id=after_id,
-            limit=limit,
+            queries.EVENTS, tenant, **wanted.bound(), after_ms=after_ms, after_id=after_id, limit=limit
         )
         return [_event(row) for row in rows]
+
+    async def event_totals(self, tenant: TenantId, wanted: EventFilter) -> EventTotals:
+        """Return how many events, findings, incidents and alerts there are; ``after`` is not looked at."""
+        rows = await self._rows(queries.EVENT_TOTALS, tenant, **wanted.bound())
+        return EventTotals(*rows[0]) if rows and rows[0][0] else EventTotals(0, 0, 0, 0, None, None)
+
+    async def event_counts(self, tenant: TenantId, wanted: EventFilter) -> list[EventCount]:
+        """Return counts by kind, severity and activity."""
+        rows = await self._rows(queries.EVENT_COUNTS, tenant, **wanted.bound())
+        return [EventCount(kind, Severity(severity), Activity(activity), n) for kind, severity, activity, n in rows]
+
+    async def event_buckets(self, tenant: TenantId, wanted: EventFilter, bucket_ms: int) -> list[EventBucket]:
+        """Return counts by time, kind and severity; a bucket starts at a multiple of its length since the epoch."""
+        rows = await self._rows(queries.EVENT_BUCKETS, tenant, **wanted.bound(), bucket_ms=bucket_ms)
+        return [EventBucket(start_ms, kind, Severity(severity), n) for start_ms, kind, severity, n in rows]
+
+    async def newest_event_ms(self, tenant: TenantId, lane: str = "") -> int:
+        """Return the time of the newest event, else 0."""
+        rows = await self._rows(queries.NEWEST_EVENT, tenant, lane=lane)
+        return int(rows[0][0]) if rows else 0
+
+    async def open_findings(self, tenant: TenantId) -> OpenFindings:
+        """Return how many findings of live lanes are open."""
+        rows = await self._rows(queries.OPEN_FINDINGS, tenant)
+        return OpenFindings(*rows[0]) if rows else OpenFindings(0, 0, 0, 0)
+
+    async def lane_statistics(
+        self, tenant: TenantId, since_ms: int, until_ms: int, limit: int = 1_000
+    ) -> list[LaneStatistics]:
+        """Return what was closed of each lane in windows that overlap ``[since_ms, until_ms)``, by name."""
+        rows = await self._rows(queries.LANE_STATISTICS, tenant, since_ms=since_ms, until_ms=until_ms, limit=limit)
+        return [LaneStatistics(*row) for row in rows]
+
+    async def service_counts(self, tenant: TenantId, since_ms: int, until_ms: int) -> tuple[int, int]:
+        """Return how many services of live lanes were seen in a range, and how many of them are external."""
+        rows = await self._rows(queries.SERVICE_COUNTS, tenant, since_ms=since_ms, until_ms=until_ms)
+        return (int(rows[0][0]), int(rows[0][1])) if rows else (0, 0)
+
+    async def edge_count(self, tenant: TenantId, since_ms: int, until_ms: int) -> int:
+        """Return how many edges live lanes saw in windows that start in a range."""
+        rows = await self._rows(queries.EDGE_COUNTS, tenant, since_ms=since_ms, until_ms=until_ms)
+        return int(rows[0][0]) if rows else 0
 
     async def event(self, tenant: TenantId, event_id: str) -> DriftEvent | None:
         """Return one drift event."""

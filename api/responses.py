@@ -1,10 +1,12 @@
 """The public HTTP contract: what each answer holds. Times are Unix epoch UTC in milliseconds."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.drift import TECHNIQUES, DriftEvent
+from models.explain.wording import number, quantity
+from schemas.drift import TECHNIQUES, DriftEvent, Evidence
 
 _EVENT_EXAMPLE: dict[str, Any] = {
     "event_id": "3f0d6c1b9a2e4d5f8c7b6a5948372615",
@@ -141,6 +143,64 @@ def event_out(event: DriftEvent) -> DriftEventOut:
     fields["edges"] = [EdgeRefOut.model_validate(edge) for edge in event.edges]
     fields["evidence"] = [EvidenceOut.model_validate(one) for one in event.evidence]
     return DriftEventOut(**fields)
+
+
+class HistoryEntry(BaseModel):
+    """One event in the life of a finding."""
+
+    event_id: str
+    activity: str
+    time_ms: int
+    severity: str
+    risk_score: int
+    is_early: bool
+    message: str
+    close_reason: str
+
+
+class Explanation(BaseModel):
+    """Why the event was raised, for people."""
+
+    what: str
+    why: list[str] = Field(description="A sentence a signal that was not as expected.")
+    checks: list[str] = Field(description="What to look at next.")
+    technique: TechniqueOut
+
+
+class DriftEventDetail(DriftEventOut):
+    """A drift event with its explanation and the history of its finding."""
+
+    explanation: Explanation
+    history: list[HistoryEntry] = Field(description="Events of the finding, Create first, this one among them.")
+
+
+def event_detail(event: DriftEvent, history: Sequence[DriftEvent]) -> DriftEventDetail:
+    """Return an event with its explanation and its finding's events."""
+    shown = event_out(event)
+    explanation = Explanation(
+        what=event.message, why=[_why(one) for one in event.evidence], checks=shown.checks, technique=shown.technique
+    )
+    entries = [
+        HistoryEntry(
+            event_id=one.event_id,
+            activity=one.activity.name.lower(),
+            time_ms=one.time_ms,
+            severity=one.severity.name.lower(),
+            risk_score=one.risk_score,
+            is_early=one.is_early,
+            message=one.message,
+            close_reason=one.close_reason,
+        )
+        for one in history
+    ]
+    return DriftEventDetail(**shown.model_dump(), explanation=explanation, history=entries)
+
+
+def _why(one: Evidence) -> str:
+    seen, usual = quantity(one.observed, one.unit), quantity(one.expected, one.unit)
+    strength = f", a score of {number(one.score)}" if one.score else ""
+    basis = f"from {number(one.sample)} against {number(one.history)} windows before" if one.history else ""
+    return f"{one.signal} is {seen}, expected {usual}{strength}{f' ({basis})' if basis else ''}."
 
 
 class EventPage(BaseModel):

@@ -190,7 +190,7 @@ class LimitSettings(_Frozen):
         principal_per_minute, tenant_per_minute: requests. logins_per_minute: tries to log in or refresh, and wrong
             credentials, from one address.
         concurrent_per_tenant: requests under way in one process.
-        body_bytes: of a request. body_timeout_s: until it is there. header_timeout_s: until its headers are.
+        body_bytes: of a request. prediction_bytes: of one to predict, whose manifests it holds. body_timeout_s: until it is there. header_timeout_s: until its headers are.
         request_timeout_s: until the answer is through.
         connections: open at once in one process.
     """
@@ -201,6 +201,7 @@ class LimitSettings(_Frozen):
     logins_per_minute: int = Field(default=30, ge=1)
     concurrent_per_tenant: int = Field(default=32, ge=1)
     body_bytes: int = Field(default=65_536, ge=1_024)
+    prediction_bytes: int = Field(default=262_144, ge=1_024)
     body_timeout_s: float = Field(default=10, gt=0)
     header_timeout_s: float = Field(default=10, gt=0)
     request_timeout_s: float = Field(default=60, gt=0)

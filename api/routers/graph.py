@@ -132,17 +132,12 @@ async def list_edges(
         place = [since_ms, until_ms, end.src, end.dst, end.protocol + 1, end.port + 1]
         next_cursor = encode_cursor(query, place)
     return TenantEdgePage(
-        since_ms=since_ms, until_ms=until_ms, edges=[_tenant_edge(row) for row in page], next_cursor=next_cursor
+        since_ms=since_ms, until_ms=until_ms, edges=[tenant_edge_out(row) for row in page], next_cursor=next_cursor
     )
 
 
-def _tenant_edge(row: TenantEdgeRow) -> TenantEdgeOut:
-    lanes = [
-        EdgeInLaneOut(
-            **{name: getattr(one, name) for name in EdgeInLane.__slots__ if name != "latency_sum_us"}, **_ratios(one)
-        )
-        for one in row.lanes
-    ]
+def tenant_edge_out(row: TenantEdgeRow) -> TenantEdgeOut:
+    """Return the public form of an edge of several lanes."""
     return TenantEdgeOut(
         src=row.src,
         dst=row.dst,
@@ -150,8 +145,14 @@ def _tenant_edge(row: TenantEdgeRow) -> TenantEdgeOut:
         protocol=row.protocol,
         first_seen_ms=row.first_seen_ms,
         last_seen_ms=row.last_seen_ms,
-        lanes=lanes,
+        lanes=[edge_in_lane_out(one) for one in row.lanes],
     )
+
+
+def edge_in_lane_out(one: EdgeInLane) -> EdgeInLaneOut:
+    """Return the public form of what a lane counted."""
+    counts = {name: getattr(one, name) for name in EdgeInLane.__slots__ if name != "latency_sum_us"}
+    return EdgeInLaneOut(**counts, **_ratios(one))
 
 
 def _nodes(rows: Sequence[EdgeRow]) -> list[NodeOut]:

@@ -290,6 +290,9 @@ async def test_drift_events_come_newest_first_with_all_fields(client: httpx.Asyn
         ({"incident": "acme-other"}, ["2-1"]),
         ({"is_alert": "false"}, ["1-1"]),
         ({"lane": "other"}, []),
+        ({"text": "CART"}, ["1-1"]),
+        ({"text": "checkout to PAYMENT"}, ["0-3", "2-1", "0-2", "1-1", "0-1"]),
+        ({"text": "100 %"}, []),
         ({"since": "2026-01-31T12:14:00Z"}, ["0-3", "2-1", "0-2", "1-1"]),
         ({"since": str(START_MS + 15 * WINDOW_MS)}, ["0-3", "2-1"]),
         ({"since": "-1m", "until": "2026-01-31T14:20:00+02:00"}, ["2-1", "0-2", "1-1"]),
@@ -537,12 +540,20 @@ async def test_root_cause_of_an_event_ends_its_path_at_the_symptom(client: httpx
 
 TENANT_PATHS: dict[str, list[dict[str, str]]] = {
     "/v1/drift-events": [{}, {"service": "globex-db"}, {"incident": "globex-incident"}, {"since": "-1h"}],
+    "/v1/drift-events/export": [{"format": "jsonl"}, {"format": "csv", "service": "globex-db"}],
+    "/v1/drift-events/summary": [{}, {"incident": "globex-incident"}],
+    "/v1/drift-events/timeline": [{}, {"bucket": "1h", "service": "globex-db"}],
+    "/v1/statistics": [{}, {"since": "-1h"}],
     "/v1/drift-events/{event_id}": [{}],
     "/v1/findings/{finding_id}": [{}],
     "/v1/graph": [{}, {"at": str(START_MS)}],
     "/v1/edges": [{}, {"service": "globex-db"}, {"lane": "default", "limit": "2"}],
     "/v1/windows": [{}],
     "/v1/services": [{}],
+    "/v1/services/detail": [{"service": "acme/cart"}, {"service": "globex/cart"}, {"service": "checkout"}],
+    "/v1/edges/detail": [{"src": "checkout", "dst": "payment"}, {"src": "checkout", "dst": "payment", "port": "8080"}],
+    "/v1/graph/difference": [{"before": "-10m"}, {"before": "-10m", "windows": "3"}],
+    "/v1/blast-radius": [{"service": "payment"}, {"event_id": "globex-event-2-1"}, {"event_id": "acme-event-2-1"}],
     "/v1/me": [{}],
     "/v1/accounts": [{}],
     "/v1/api-keys": [{}],
@@ -561,7 +572,10 @@ async def answers_of_acme(client: httpx.AsyncClient) -> list[tuple[str, int, dic
             full = path.format(event_id=f"{owner}-event-0-1", finding_id=f"{owner}-finding-0")
             for parameters in variants:
                 answer = await client.get(full, params=parameters, headers={"Authorization": f"Bearer {token}"})
-                shown = {key: value for key, value in answer.json().items() if key != "request_id"}
+                if path == "/v1/drift-events/export":
+                    shown = {"text": answer.text, "total": answer.headers["x-total-count"]}
+                else:
+                    shown = {key: value for key, value in answer.json().items() if key != "request_id"}
                 found.append((full, answer.status_code, shown))
     return found
 
