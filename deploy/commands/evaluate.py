@@ -4,6 +4,7 @@ import click
 
 from deploy.commands.evaluate_drifts import drifts
 from deploy.commands.evaluate_edges import edges
+from deploy.commands.evaluate_incidents import incidents
 from deploy.commands.evaluate_rca import rca
 
 
@@ -14,4 +15,5 @@ def evaluate() -> None:
 
 evaluate.add_command(drifts)
 evaluate.add_command(edges)
+evaluate.add_command(incidents)
 evaluate.add_command(rca)

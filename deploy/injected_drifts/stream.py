@@ -1,6 +1,6 @@
 """Runs traffic, with or without drifts, through the state machine as a stream worker would. Pure, seeded."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -114,11 +114,13 @@ def kind_of(kind: str, size: str) -> str:
 
 def _records(recording: Recording, plan: Plan, seed: int, config: LaneConfig) -> Iterator[LogRecord]:
     """Yield one record a minute, then the end of the input."""
+    return log_records(_minutes(recording, plan, seed), plan.edges, config)
+
+
+def _minutes(recording: Recording, plan: Plan, seed: int) -> Iterator[tuple[int, Calls]]:
     traffic, rng = Traffic(recording, np.random.default_rng([seed, 0])), np.random.default_rng([seed, 3])
     drifts = sorted(plan.drifts, key=lambda drift: drift.start_ms)
-    after = NO_POSITION
-    for number in range(plan.minutes):
-        minute = FIRST_MINUTE + number
+    for minute in range(FIRST_MINUTE, FIRST_MINUTE + plan.minutes):
         begin_ms = minute * MINUTE_MS
         calls = traffic.minute(minute)
         while drifts and drifts[0].end_ms <= begin_ms:
@@ -127,14 +129,20 @@ def _records(recording: Recording, plan: Plan, seed: int, config: LaneConfig) ->
             if drift.start_ms >= begin_ms + MINUTE_MS:
                 break
             calls = drift.apply(calls, minute, rng)
-        clock = (("recorded", begin_ms + MINUTE_MS - 1),)
+        yield minute, calls
+
+
+def log_records(minutes: Iterable[tuple[int, Calls]], edges: Edges, config: LaneConfig) -> Iterator[LogRecord]:
+    """Yield a record for each minute (since the epoch, ascending) with its calls, then the end of the input."""
+    after, last_ms = NO_POSITION, 0
+    for number, (minute, calls) in enumerate(minutes):
+        last_ms = (minute + 1) * MINUTE_MS
+        clock = (("recorded", last_ms - 1),)
         progress = Progress(SOURCE, 0, after, end_position(number), clock, ACTIVE)
         after = progress.upto
-        yield LogRecord(
-            "injected", begin_ms + MINUTE_MS, (progress,), config, _rows(calls, plan.edges, number), logic=LOGIC_VERSION
-        )
-    last = (FIRST_MINUTE + plan.minutes) * MINUTE_MS
-    yield LogRecord("injected", last, (Progress(SOURCE, 0, after, after, (), ENDED),), config, logic=LOGIC_VERSION)
+        rows = _rows(calls, edges, number)
+        yield LogRecord("injected", last_ms, (progress,), config, rows, logic=LOGIC_VERSION)
+    yield LogRecord("injected", last_ms, (Progress(SOURCE, 0, after, after, (), ENDED),), config, logic=LOGIC_VERSION)
 
 
 def _rows(calls: Calls, edges: Edges, number: int) -> Rows | None:

@@ -25,15 +25,18 @@ def judge_findings(
     incidents: Sequence[LabelledIncident],
     window_ms: int,
     grace_windows: int = 2,
+    lead_windows: int | None = None,
 ) -> LabelledReport:
     """Return how findings match incidents.
 
     Args:
         events: all that was raised, in order; early ones, updates and closes count to their finding.
         windows_ms: starts of the closed windows that had traffic. learning_ms: those of them that only taught.
-        grace_windows: how long after an incident a finding may still be of it, and before it no alarm is false.
+        grace_windows: how long after an incident a finding may still be of it. lead_windows: how long before it no
+            alarm is false, as long by default.
     """
     grace_ms = grace_windows * window_ms
+    lead_ms = grace_ms if lead_windows is None else lead_windows * window_ms
     evidence = _evidence_of(events)
     taught = set(learning_ms)
     judged_ms = sorted(set(windows_ms) - taught)
@@ -42,10 +45,10 @@ def judge_findings(
     false = [
         first
         for first, starts in evidence.values()
-        if not any(_overlaps(start, one, window_ms, grace_ms, grace_ms) for start in starts for one in incidents)
+        if not any(_overlaps(start, one, window_ms, lead_ms, grace_ms) for start in starts for one in incidents)
     ]
     quiet = sum(
-        not any(_overlaps(start, one, window_ms, grace_ms, grace_ms) for one in incidents) for start in judged_ms
+        not any(_overlaps(start, one, window_ms, lead_ms, grace_ms) for one in incidents) for start in judged_ms
     )
     quiet_days = quiet * window_ms / DAY_MS
     delays = [one.delay_windows for one in seen if one.delay_windows > 0]
