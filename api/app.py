@@ -4,16 +4,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from api.clickhouse import ClientFactory, ReaderPool, open_reader
+from api.conditional import Conditional
 from api.dependencies import current_principal, viewer
 from api.middleware import Bounds, Envelope
+from api.openapi import complete_openapi
 from api.parameters import refuse_unknown_parameters
-from api.problems import MEDIA_TYPE, install_handlers
+from api.problems import install_handlers
 from api.repository import Repository
 from api.routers import (
     accounts,
@@ -94,19 +95,20 @@ def create_app(settings: Settings, access: Access, client_factory: ClientFactory
     readers = (events, statistics, graph, graph_detail, root_cause, blast_radius, predictions)
     for module in readers:
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(viewer), known_parameters])
-    _document_problems(app)
+    complete_openapi(app)
     return app
 
 
 def _add_middleware(app: FastAPI, settings: ApiSettings) -> None:
     """Add what wraps the application; the last one is the outermost."""
+    app.add_middleware(Conditional)
     app.add_middleware(Bounds, settings=settings.limits)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "X-API-Key", "Content-Type", "X-Request-Id"],
+            allow_headers=["Authorization", "X-API-Key", "Content-Type", "X-Request-Id", "If-None-Match"],
             expose_headers=["X-Request-Id", "Retry-After", "X-Total-Count", "ETag"],
             allow_credentials=False,
         )
@@ -118,19 +120,3 @@ def _version() -> str:
         return version("secureguard-drift")
     except PackageNotFoundError:  # run from a checkout that is not installed
         return "0"
-
-
-def _document_problems(app: FastAPI) -> None:
-    """Say in the OpenAPI document that errors are problems; FastAPI would say application/json."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        for path in document["paths"].values():
-            for operation in path.values():
-                for status, response in operation["responses"].items():
-                    if status >= "400" and "application/json" in response.get("content", {}):
-                        response["content"][MEDIA_TYPE] = response["content"].pop("application/json")
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]

@@ -63,7 +63,7 @@ class Envelope:
                 is_started = True
                 answer = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
-                    answer[name] = value
+                    answer.setdefault(name, value)  # an answer with an ETag says itself who may keep it
                 answer["X-Request-Id"] = request_id
             await send(message)
 

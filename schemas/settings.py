@@ -190,7 +190,8 @@ class LimitSettings(_Frozen):
         principal_per_minute, tenant_per_minute: requests. logins_per_minute: tries to log in or refresh, and wrong
             credentials, from one address.
         concurrent_per_tenant: requests under way in one process.
-        body_bytes: of a request. prediction_bytes: of one to predict, whose manifests it holds. body_timeout_s: until it is there. header_timeout_s: until its headers are.
+        body_bytes: of a request. prediction_bytes: of one to predict, whose manifests it holds. body_timeout_s: until
+            it is there. header_timeout_s: until its headers are.
         request_timeout_s: until the answer is through.
         connections: open at once in one process.
     """

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 from pydantic import SecretStr
 
@@ -181,10 +182,11 @@ async def test_problems_of_the_store_pass_through() -> None:
 
 
 async def test_headers_are_on_every_answer_and_request_ids_are_plain(client: httpx.AsyncClient) -> None:
-    for path in ("/healthz", "/nope", "/openapi.json", "/v1/services"):
+    kept = {"/v1/services": "private, no-cache"}
+    for path in ("/healthz", "/nope", "/openapi.json", "/v1/services", "/v1/me", "/v1/services?limit=x"):
         answer = await client.get(path, headers={"X-Request-Id": "bad id\twith <tags>"})
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["cache-control"] == kept.get(path, "no-store")
         assert answer.headers["content-security-policy"].startswith("default-src 'none'")
         assert len(answer.headers["x-request-id"]) == 32
         assert "access-control-allow-origin" not in answer.headers
@@ -226,6 +228,43 @@ async def test_openapi_documents_errors_as_problems_and_has_examples(client: htt
     assert document["components"]["schemas"]["DriftEventOut"]["examples"]
     assert document["components"]["schemas"]["RootCauseReport"]["examples"]
     assert "HTTPValidationError" not in str(document["paths"])
+
+
+async def test_every_answer_has_an_example_that_its_schema_allows(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    shown = 0
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            for status, response in operation["responses"].items():
+                content = response.get("content", {}).get("application/json")
+                if content is not None:
+                    schema = content["schema"] | {"components": document["components"]}
+                    jsonschema.Draft202012Validator(schema).validate(content["example"])
+                    assert content["example"] != {}, (path, method, status)
+                    shown += 1
+    assert shown > 20
+
+
+async def test_an_answer_that_has_not_changed_is_not_sent_again(client: httpx.AsyncClient) -> None:
+    first = await client.get("/v1/services")
+    etag = first.headers["etag"]
+    assert "Authorization" in first.headers["vary"]
+    for given in (etag, f'"x", W/{etag}', "*"):
+        again = await client.get("/v1/services", headers={"If-None-Match": given})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+        assert again.headers["x-request-id"] and "content-type" not in again.headers
+    other = await client.get("/v1/services", headers={"If-None-Match": '"x"'})
+    assert (other.status_code, other.json()) == (200, first.json())
+
+
+async def test_what_nobody_may_keep_has_no_etag_and_a_tag_opens_no_door(client: httpx.AsyncClient) -> None:
+    for path in ("/v1/me", "/healthz", "/openapi.json"):
+        answer = await client.get(path, headers={"If-None-Match": "*"})
+        assert answer.status_code == 200 and "etag" not in answer.headers
+    answer = await client.get("/v1/services", headers={"If-None-Match": "*", "X-API-Key": "wrong"})
+    check_problem(answer, 401, "unauthenticated")
+    answer = await client.get("/v1/findings/x", headers={"If-None-Match": "*"})
+    check_problem(answer, 404, "not-found")
 
 
 class FakeClient:
