@@ -86,13 +86,13 @@ class Maker:
         """Return the system's own services."""
         return sorted({end for edge in self.recording.edges for end in edge[:2] if not is_external(end)})
 
-    def busy(self, is_outside: bool | None = None) -> int:
-        """Return a random edge of at least ``LEAST_CALLS`` calls a minute; to the outside, or not, if that is given."""
+    def busy(self, fits: Callable[[str, str], bool] = lambda src, dst: True) -> int:
+        """Return a random edge of at least ``LEAST_CALLS`` calls a minute whose ends fit."""
         load = self.recording.calls_a_minute()
         fit = [
             number
-            for number, (_, dst, _) in enumerate(self.recording.edges)
-            if load[number] >= LEAST_CALLS and is_outside in (None, is_external(dst))
+            for number, (src, dst, _) in enumerate(self.recording.edges)
+            if load[number] >= LEAST_CALLS and fits(src, dst)
         ]
         if not fit:
             raise ConfigurationError(f"{self.recording.system}: no edge has {LEAST_CALLS:g} calls a minute")
@@ -115,6 +115,14 @@ class Maker:
         usual = self.recording.calls.take(self.rng.integers(0, len(self.recording.calls), len(numbers)))
         full = {name: np.full(len(numbers), value, dtype=np.int64) for name, value in columns.items()}
         return replace(usual, time_ms=self.rng.integers(start_ms, end_ms, len(numbers)), edge=numbers, **full)
+
+
+def _inside(src: str, dst: str) -> bool:
+    return not is_external(src) and not is_external(dst)
+
+
+def _to_outside(src: str, dst: str) -> bool:
+    return is_external(dst)
 
 
 def _span(maker: Maker, size: Size, minute: int) -> tuple[int, int]:
@@ -147,7 +155,7 @@ def _new_edge(calls: int) -> Size:
 
 def _new_port(calls: int) -> Size:
     def make(maker: Maker, size: Size, minute: int) -> Drift:
-        src, dst, _ = maker.recording.edges[maker.busy(is_outside=False)]
+        src, dst, _ = maker.recording.edges[maker.busy(_inside)]
         return _added(maker, size, minute, [maker.edges.number(src, dst, 20_000 + maker.fresh())], calls, errors=0)
 
     return Size("new port", f"{calls} calls" if calls > 1 else "1 call", 1, make)
@@ -204,7 +212,7 @@ def _scan_hosts(hosts: int) -> Size:
 
 def _scan_ports(ports: int) -> Size:
     def make(maker: Maker, size: Size, minute: int) -> Drift:
-        src, dst, _ = maker.recording.edges[maker.busy(is_outside=False)]
+        src, dst, _ = maker.recording.edges[maker.busy(_inside)]
         first = 30_000 + 128 * maker.fresh()
         edges = [maker.edges.number(src, dst, first + port) for port in range(ports)]
         return _added(maker, size, minute, edges, errors=1, bytes_out=60, bytes_in=0)
@@ -215,7 +223,7 @@ def _scan_ports(ports: int) -> Size:
 def _exfiltration(megabytes: int) -> Size:
     def make(maker: Maker, size: Size, minute: int) -> Drift:
         each = megabytes * 1_000_000 // SENT_IN
-        return _added(maker, size, minute, [maker.busy(is_outside=True)], SENT_IN, errors=0, bytes_out=each)
+        return _added(maker, size, minute, [maker.busy(_to_outside)], SENT_IN, errors=0, bytes_out=each)
 
     return Size("exfiltration", f"+{megabytes} MB", 1, make)
 

@@ -21,6 +21,7 @@ from models.graph.folding import fold_halves
 from models.graph.guarding import close_guard
 from models.graph.judging import judge_signals, judge_structure
 from models.graph.lane import LaneState
+from models.graph.logic import PRODUCERS_OWN
 from models.graph.output import SEEN_ELSEWHERE, WITHHELD, Output
 from models.graph.registry import CALLS, NEVER, UNSEEN_MS
 from models.graph.window import WindowTable
@@ -137,7 +138,12 @@ def _due(lane: LaneState, quiet_floor: int, tenant_floors: IntColumn | None = No
     wait = _removal_wait(lane, tenant, edge["gap_max"])
     removal = np.where(ripe, np.maximum(last, edge["seen_elsewhere"]) + wait, _NO_DEADLINE)
     busy = np.expm1(edge["mean"][:, CALLS]) >= lane.thresholds("min_calls", tenant) * edge["scale"]
-    drop = np.where(ripe & busy & (edge["gap_max"] == 1) & ~edge["dropped"], last + 1, _NO_DEADLINE)
+    gap = edge["gap_max"].astype(np.int64)
+    pauses = np.ones_like(gap)
+    if lane.logic >= PRODUCERS_OWN:  # an edge that pauses now and then is missed after twice its longest pause
+        pauses = lane.thresholds("removed_min_windows", tenant)
+    steady = gap <= np.maximum(pauses, 1)
+    drop = np.where(ripe & busy & steady & ~edge["dropped"], last + 2 * gap - 1, _NO_DEADLINE)
     return drop, removal
 
 
@@ -313,7 +319,14 @@ def _remember(lane: LaneState, index: int, present: IntColumn) -> None:
         last = np.maximum(last, np.minimum(floors[edge["tenant"][present]], index))
     longest = _removal_wait(lane, edge["tenant"][present], edge["gap_max"][present])
     gap = np.where(edge["last_index"][present] == NEVER, 1, np.minimum(index - last, longest))
-    edge["gap_max"][present] = np.maximum(edge["gap_max"][present], gap)
+    usual = edge["gap_max"][present]
+    if lane.logic >= PRODUCERS_OWN:
+        # A silence that was told is no habit yet: it at most doubles the usual one, else one outage hides the next.
+        told = edge["gone"][present] | edge["dropped"][present]
+        gap = np.where(told, np.minimum(gap, 2 * usual), gap)
+        fades = (edge["windows_seen"][present] + 1) % FORGET_AFTER_WINDOWS == 0
+        usual = np.where(fades, np.maximum(usual // 2, 1), usual)
+    edge["gap_max"][present] = np.maximum(usual, gap)
     edge["last_index"][present] = index
     edge["windows_seen"][present] += 1
     edge["dropped"][present] &= False
