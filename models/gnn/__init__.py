@@ -1,0 +1,1 @@
+"""GraphSAGE over closed windows: self-supervised training with torch, inference with numpy alone."""
