@@ -1,5 +1,6 @@
 """Fixtures alone. Further ones go into ``tests/fixtures_<what>.py``, which is loaded as a plugin."""
 
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -118,6 +119,16 @@ def settings_for(unique_name: str, tmp_path: Path) -> Callable[..., Settings]:
         return Settings(**(values | changes))
 
     return make
+
+
+def pytest_configure() -> None:
+    """Keep aiokafka's own lines out of what is captured.
+
+    While a broker is away on purpose it logs hundreds of failed connections a second; in a CI log that is cut at some
+    length they stand where the assertion should. What must not be missed, our own code logs. A test that reads these
+    lines sets the level itself.
+    """
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from deploy.brokers.process import ServerProcess, accepts_connections, free_port, require_free_port
 from schemas.errors import ConfigurationError
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 _ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "SystemRoot")
 """All that Tansu may see of ours: it takes settings such as LISTENER_URL and STORAGE_ENGINE from the environment."""
 

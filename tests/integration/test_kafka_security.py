@@ -132,6 +132,7 @@ async def test_every_client_connects(
 ) -> None:
     settings = KafkaSettings(**ways[way])
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="aiokafka")  # tests/conftest.py silences it
 
     await check_connection(settings)
     await _make_topic(settings, unique_name)
