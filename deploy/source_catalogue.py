@@ -34,9 +34,9 @@ CARRIES = (*IS_CARRIED, LOSS_REPORTS)
 """Columns of the table in docs/sources/README.md."""
 
 OPTIONS = {
-    "fields": "columns of text without a header, comma-separated",
+    "fields": "columns of text without a header, by the tool's names (docs/sources/FORMAT.md)",
     "cluster": "the cluster's name, instead of the record's; - leaves clusters out of names",
-    "time": "event time: end (default) or start of the connection or interval; of Suricata logged (default), too",
+    "time": "event time: end or start of a connection; of suricata-eve logged, too; default: end, or logged",
     "calls": "which events count as calls: traces and drops (traces, default) or policy verdicts (verdicts)",
     "encoding": "of messages: auto (default: told by each message), json or proto",
 }

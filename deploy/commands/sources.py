@@ -140,21 +140,26 @@ def _parts_of(spelling: str, record: _Found, part: int | None) -> tuple[list[tup
 
 
 def _record_of(file: Path, spelling: str, number: int | None) -> _Found:
+    """Return the record asked for, else the first that is a flow, else the first dead letter, else the first."""
     reading = source_format(spelling)
     first: _Found | None = None
+    dead: _Found | None = None
     at = 0
     for at, message in enumerate(read_file(file, spelling), start=1):
         if number is not None and at < number:
             continue
         found = _Found(at, message.value)
         first = first or found
-        if number is not None or verdict_of(reading, message.value).flows:
+        verdict = verdict_of(reading, message.value)
+        if number is not None or verdict.flows:
             return found
+        if verdict.dead:
+            dead = dead or found
         if at >= _LOOKED_AT:
             break
     if first is None:
         raise ConfigurationError(f"{file.name} has {at} records" if at else f"{file.name} has no records")
-    return first
+    return dead or first
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

@@ -218,8 +218,7 @@ class AwsVpc:
         client, server = np.where(swapped, dst, src), np.where(swapped, src, dst)
         columns["side"] = _side(direction, swapped, self._is_own(names), client, server)
         times = ("end", "start") if self._at_end else ("start", "end")
-        interfaces = cells.texts("interface-id")
-        draft.host = lambda row: interfaces[row] if interfaces[row] != UNSET else None
+        draft.host = cells.by_row("interface-id")
         return draft.finish(
             time_ms=rounded_ms(cells.integers(*times).astype(np.float64) * 1_000),
             time_shown=cells.texts(*times),

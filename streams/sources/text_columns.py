@@ -4,7 +4,7 @@ Both ways say the same of the same line: which is taken depends on a line's neig
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -18,7 +18,7 @@ from schemas.tenant_log import IntColumn
 from streams.sources.coded import Coded, arrow_of, first_seen, names_of, values_of
 from streams.sources.draft import Draft
 from streams.sources.json_records import Reading
-from streams.sources.text_records import LINES, NO_NUMBER, Layout, Table, read_table, text_floats, text_integers
+from streams.sources.text_records import LINES, NO_NUMBER, UNSET, Layout, Table, read_table, text_floats, text_integers
 from streams.sources.typed import Batch, collect, no_host
 
 _FEWEST_LINES = 16
@@ -66,6 +66,16 @@ class Columns(ABC):
         column = self.coded(*names)
         meaning = np.array([meanings[value] for value in column.values.tolist()], dtype=np.int64)
         return meaning[column.codes]
+
+    def by_row(self, *names: str) -> Callable[[int], str | None]:
+        """Return a column of few values as a function of the row, ``None`` where it says nothing.
+
+        Each value is cut out of the text once, not once a row.
+        """
+        column = self.coded(*names)
+        values = [None if value == UNSET else value for value in column.values.tolist()]
+        codes = column.codes.tolist()
+        return lambda row: values[codes[row]]
 
 
 class Split(Columns):

@@ -259,7 +259,6 @@ class ZeekConn:
             draft.reject((values < UNKNOWN) | (values > 65_535), Reason.INVALID_VALUE, f"{name} must be 0 to 65535")
             return np.where((values < 0) | (values > 65_535), UNKNOWN, values)
 
-        nodes = cells.texts("_node_name", "_system_name")
         ip_proto = cells.integers("ip_proto")
         (orig, resp), names = name_coded(self._naming, [cells.coded("id.orig_h")], [cells.coded("id.resp_h")])
         return self._rows(
@@ -280,7 +279,7 @@ class ZeekConn:
                 {name: cells.integers(field) for name, field in _MEASURES.items()},
             ),
             draft,
-            lambda row: nodes[row] if nodes[row] != UNSET else None,
+            cells.by_row("_node_name", "_system_name"),
         )
 
     # -- both ----------------------------------------------------------------------------------------------------------

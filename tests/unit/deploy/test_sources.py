@@ -177,6 +177,19 @@ def test_what_is_no_flow_is_explained(
         assert "with another value in id.resp_p it would be something else" in out
 
 
+def test_of_a_file_without_flows_the_first_dead_letter_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sensor.log"
+    wrong = {**CONN, "id.resp_p": 70_000}
+    path.write_text("".join(json.dumps(record) + "\n" for record in (DNS, DNS, wrong, DNS)))
+    out = drift(capsys, monkeypatch, "sources", "explain", str(path), "--format", "zeek-conn")[1]
+    assert "record 3, " in out and "4. became    a dead letter" in out and "<= 65535" in out
+    path.write_text("".join(json.dumps(record) + "\n" for record in (DNS, DNS)))
+    out = drift(capsys, monkeypatch, "sources", "explain", str(path), "--format", "zeek-conn")[1]
+    assert "record 1, " in out and "not a flow record: dns" in out
+
+
 def test_an_explanation_is_one_json_object(
     log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,9 @@ def test_both_ways_give_the_same_columns(rows: list[tuple[str, str, str]], data:
         assert np.array_equal(quick.floats(name), floats, equal_nan=True)
         coded = quick.coded(name)
         assert [coded.values[code] for code in coded.codes] == texts
+        said = [None if text == "-" else text for text in texts]
+        assert list(map(quick.by_row(name), range(len(rows)))) == said
+        assert list(map(slow.by_row(name), range(15))) == said[:15]
         picked_again = quick.take(picked).coded(name)
         assert [picked_again.values[code] for code in picked_again.codes] == [texts[row] for row in picked]
 
