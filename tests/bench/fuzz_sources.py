@@ -1,6 +1,6 @@
 """Mutated records through every source format: nothing but a verdict may come out, and every verdict must hold.
 
-    nice -n 19 python -m tests.bench.fuzz_sources --records 10000000 [--seed 1] [--formats hubble zeek-conn ...]
+    nice -n 19 drift bench fuzz --records 10000000 [--seed 1] [--formats hubble zeek-conn ...]
 
 Starts from the shipped example records, those of other formats among them (`mutations`). Messages are decoded in
 batches of some hundred: each is rows, dead letters or no flow, and rows are within the bounds of schemas/flow.py. What
@@ -228,8 +228,8 @@ FUZZED = tuple(
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Read the command line and fuzz; prints counts per format."""
-    parser = argparse.ArgumentParser(prog="fuzz_sources", description=(__doc__ or "").partition("\n")[0])
+    """Read the command line and fuzz; prints counts per format. Ends the process at a violation, and says which."""
+    parser = argparse.ArgumentParser(prog="drift bench fuzz", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--records", type=int, default=100_000, help="mutated messages of each format")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--formats", nargs="+", choices=FUZZED, default=list(FUZZED))
@@ -237,7 +237,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name in parsed.formats:
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
-        counts = fuzz(name, parsed.records, parsed.seed)
+        try:
+            counts = fuzz(name, parsed.records, parsed.seed)
+        except Violation as violation:
+            sys.exit(f"violation: {violation}")
         result[name] = dict(counts)
         took_s, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
         print(
@@ -249,7 +252,4 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Violation as violation:
-        sys.exit(f"violation: {violation}")
+    main()

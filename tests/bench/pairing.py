@@ -1,7 +1,8 @@
-"""What pairing costs: halves of calls folded, beside as many rows that are whole: ``python -m tests.bench.pairing``."""
+"""What pairing costs: halves of calls folded, beside as many rows that are whole: ``drift bench pairing``."""
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -91,12 +92,12 @@ def fold(log: list[bytes]) -> tuple[float, Machine, dict[str, int]]:
     return time.process_time() - began_s, machine, counts
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.pairing", description=__doc__)
+    parser = argparse.ArgumentParser(prog="drift bench pairing", description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     costs: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(options.repeats):
         for is_whole in costs:

@@ -1,6 +1,6 @@
 """Real traffic through `drift backtest`, as a user runs it: how many findings an hour, which, and the worst of them.
 
-    python -m tests.bench.real_backtests DIR [--injected] [--keep FOLDER]
+    drift bench real-backtests DIR [--injected] [--keep FOLDER]
 
 DIR holds nezha_*_calls_*.parquet (calls between services: ts_us, src, dst, server_us, client_us) and
 zeek_conn_rita_*.parquet (a sensor's connections, in Zeek's columns). They are written as producers write them, calls as
@@ -231,7 +231,7 @@ def _sensor_inputs(parquet: Path, folder: Path, is_injected: bool) -> list[tuple
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert, run and print; return 1 if the known bad pair is not among the findings."""
-    parser = argparse.ArgumentParser(prog="real_backtests", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="drift bench real-backtests", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument(
         "--injected", action="store_true", help="Also with made attacks between the sensor's connections."

@@ -1,6 +1,6 @@
 """Quality of ErrorRank: what each part of it is worth, how much its parameters matter, whether they were fitted.
 
-    python -m tests.bench.root_cause --data DIR [--part ablation|signals|parameters|splits|speed] [--json]
+    drift bench root-cause --data DIR [--part ablation|signals|parameters|splits|speed] [--json]
 
 DIR holds the files that `drift evaluate rca` reads. Nothing here is random but the graph of ``speed`` (seeded).
 """
@@ -307,7 +307,7 @@ def _show(result: dict[str, Any]) -> None:
             print(f"  {row:46} {' | '.join(cells)}")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run one part, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -315,7 +315,7 @@ def main() -> None:
         "--part", choices=["ablation", "signals", "parameters", "splits", "speed", "all"], default="all"
     )
     parser.add_argument("--json", action="store_true", dest="as_json")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     result: dict[str, Any] = {}
     if options.part in ("ablation", "all"):
         result |= ablation(options.data)

@@ -1,6 +1,6 @@
 """Producers' own log files through the formats: what becomes of every line, beside counts made without them.
 
-    python -m tests.bench.source_files DIR
+    drift bench source-files DIR
 
 Each file's format is recognised from its first lines, and its lines go through it one a message, as in a replay. The
 independent counts take nothing but `json`, `str.split` and the field names of the tools' documentation.
@@ -85,7 +85,7 @@ def summary(counts: Counter[str]) -> Counter[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print counts per file; return 1 if any two of them differ."""
-    parser = argparse.ArgumentParser(prog="source_files", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="drift bench source-files", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     differs = 0
     for path in sorted(parser.parse_args(arguments).folder.iterdir()):
