@@ -31,6 +31,9 @@ class DetectionConfig(msgspec.Struct, frozen=True):
         beacon_min_hours: ... over at least this time.
         beacon_max_dispersion: largest variance of their intervals, as a share of what chance would give (0..1), that
             counts as a clock. 0.15 takes a jitter of half the interval for one, and chance never.
+        creep_min_history: windows a signal of an edge must have been seen in before it is watched for slow drift.
+        recurring_after: earlier times at the same hour, days or a week or two before, after which a departure that is
+            no larger is expected and no alert; 0: never.
         close_after_windows: windows without new evidence after which a finding closes.
         update_every_windows: a finding that goes on is updated at most this often, unless its severity rises.
         outside_prefix_v4, outside_prefix_v6: bits of an address of the internet that its name keeps (docs/inventory.md
@@ -66,6 +69,8 @@ class DetectionConfig(msgspec.Struct, frozen=True):
     beacon_min_contacts: int = 20
     beacon_min_hours: float = 6.0
     beacon_max_dispersion: float = 0.15
+    creep_min_history: int = 30
+    recurring_after: int = 1
     close_after_windows: int = 5
     update_every_windows: int = 15
     outside_prefix_v4: int = 16
@@ -88,6 +93,8 @@ THRESHOLDS_SINCE_4 = frozenset(
         "beacon_min_contacts",
         "beacon_min_hours",
         "beacon_max_dispersion",
+        "creep_min_history",
+        "recurring_after",
         "outside_prefix_v4",
         "outside_prefix_v6",
         "loss_quiet_windows",

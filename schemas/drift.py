@@ -50,6 +50,11 @@ Their subject is a host that reports (``host:NAME``), or the whole lane (``lane:
 HOST_SUBJECT, LANE_SUBJECT = "host:", "lane:"
 
 
+RECURRENCE = "recurrence"
+"""Signal of the evidence that says that this departure comes back at its hour, and is expected: ``observed`` is when it
+was there last (Unix epoch ms), ``sample`` how many such times are remembered."""
+
+
 class Severity(IntEnum):
     """OCSF ``severity_id``."""
 

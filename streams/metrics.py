@@ -62,6 +62,11 @@ class Metrics:
             "losing data. Find out why: a silent or paused source partition, records lost, or what the findings about "
             "sources say.",
         )
+        self.removals_expected_back = counter(
+            "drift_removals_expected_back",
+            "Removed edges kept back because silences of theirs that began at this hour have ended before (nightly "
+            "jobs). Each is told if it is not back an hour after its time.",
+        )
         self.removals_seen_elsewhere = counter(
             "drift_removals_seen_elsewhere",
             "Removed edges kept back because another lane of the tenant still sees them. Many at once: a source has "

@@ -18,7 +18,7 @@ SLOWEST_RATE = 0.03
 """Weight of a new window once history is long: about 33 windows of memory."""
 WARM_UP = 5
 """Windows before clipping starts; until then everything is believed."""
-_MEAN_ABS_TO_SIGMA = 1.2533  # sigma of a normal distribution over its mean absolute deviation
+MEAN_ABS_TO_SIGMA = 1.2533  # sigma of a normal distribution over its mean absolute deviation
 
 SPREAD_FLOOR: FloatColumn = np.array([0.10, 0.15, 0.01, 0.05, 0.08])
 """Smallest spread per signal: log units, for the error ratio a share. Very regular edges must not alarm on nothing."""
@@ -90,7 +90,7 @@ def learn(
     reach = CLIP * np.maximum(spread, SPREAD_FLOOR)
     step = np.where(history >= WARM_UP, np.clip(step, -reach, reach), step)
     new_mean = mean + rate * step
-    new_spread = spread + rate * (np.abs(step) * _MEAN_ABS_TO_SIGMA - spread)
+    new_spread = spread + rate * (np.abs(step) * MEAN_ABS_TO_SIGMA - spread)
     first = known & (history == 0)
     new_spread = np.where(first, 0.0, new_spread)
     return (

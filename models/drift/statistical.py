@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from models.drift import trend
 from models.drift.detection import Detection, confidence_of, rounded
+from models.drift.trend import MIN_BYTES
 from models.graph.registry import BYTES, CALLS, ERRORS, P50, P95
 from schemas.detection import DetectionConfig
 from schemas.drift import DriftKind, EdgeRef, Evidence
@@ -20,8 +22,6 @@ FloatColumn = npt.NDArray[np.float64]
 IntColumn = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-MIN_BYTES = 65_536
-"""A surge of less than 64 KiB in a window is nobody's exfiltration."""
 SAMPLED = "sampled"
 """Signal of the evidence that says that the others are estimates."""
 SAMPLED_CONFIDENCE = 0.75
@@ -34,6 +34,8 @@ _NAMES = {
     P50: "latency_p50_us",
     P95: "latency_p95_us",
 }
+_SIGNAL_OF = {name: signal for signal, name in _NAMES.items()}
+ROBUST_Z = "robust-z"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class EdgeSignals:
         values, mean, spread, scores: ``(E, len(SIGNALS))`` float64, log1p units but for the error ratio.
         history: alike, int32. calls, latency_calls: ``(E,)`` int64, those that were seen, not what they were multiplied
         to. scale: ``(E,)`` float64, calls that each one seen stands for. sampled: ``(E,)`` int64, records of a sample;
-        0 where everything was seen. sampling: ``(E,)`` int64, one in how many such a sample has.
+        0 where everything was seen. sampling: ``(E,)`` int64, one in how many such a sample has. trend, creeping:
+        alike, the long means and which signals moved away from them slowly; None: not looked at.
     """
 
     values: FloatColumn
@@ -57,6 +60,8 @@ class EdgeSignals:
     scale: FloatColumn
     sampled: IntColumn
     sampling: IntColumn
+    trend: FloatColumn | None = None
+    creeping: Mask | None = None
 
     def take(self, rows: IntColumn) -> "EdgeSignals":
         """Return some of the edges."""
@@ -71,6 +76,8 @@ class EdgeSignals:
             self.scale[rows],
             self.sampled[rows],
             self.sampling[rows],
+            None if self.trend is None else self.trend[rows],
+            None if self.creeping is None else self.creeping[rows],
         )
 
 
@@ -117,6 +124,14 @@ def _masks(config: DetectionConfig, signals: EdgeSignals, may_drop: bool) -> dic
     return masks
 
 
+def _creeps(config: DetectionConfig, signals: EdgeSignals) -> dict[tuple[DriftKind, int], Mask]:
+    if signals.trend is None or signals.creeping is None:
+        return {}
+    return trend.creeps(
+        config, signals.values, signals.trend, signals.creeping, signals.calls, signals.latency_calls, signals.sampled
+    )
+
+
 def drops(config: DetectionConfig, signals: EdgeSignals) -> Mask:
     """Say which edges carry far fewer calls than usual. Shape ``(E,)``."""
     calls, usual_calls = _effects(signals, CALLS)
@@ -130,10 +145,15 @@ def drops(config: DetectionConfig, signals: EdgeSignals) -> Mask:
     return mask
 
 
-def evidence_of(signals: EdgeSignals, row: int, signal: int) -> Evidence:
-    """State one signal of one edge: observed, expected, score, sample, history."""
+def evidence_of(signals: EdgeSignals, row: int, signal: int, is_creep: bool = False) -> Evidence:
+    """State one signal of one edge: observed, expected, score, sample, history.
+
+    Args:
+        is_creep: against its long mean, not its baseline.
+    """
     # One row alone: whole columns a detection would make a window with many detections quadratic.
-    observed, expected = float(signals.values[row, signal]), float(signals.mean[row, signal])
+    usual = signals.trend if is_creep and signals.trend is not None else signals.mean
+    observed, expected = float(signals.values[row, signal]), float(usual[row, signal])
     if signal == ERRORS:
         expected = min(max(expected, 0.0), 1.0)
     else:
@@ -144,11 +164,16 @@ def evidence_of(signals: EdgeSignals, row: int, signal: int) -> Evidence:
         observed=rounded(observed),
         expected=rounded(expected),
         unit=_UNITS[signal],
-        score=round(float(signals.scores[row, signal]), 2),
+        score=0.0 if is_creep else round(float(signals.scores[row, signal]), 2),
         sample=int(sample),
         history=int(signals.history[row, signal]),
-        detector="robust-z",
+        detector=trend.DETECTOR if is_creep else ROBUST_Z,
     )
+
+
+def signals_departing(detection: Detection) -> list[int]:
+    """Return the signals by whose own baseline a detection speaks."""
+    return [_SIGNAL_OF[item.signal] for item in detection.evidence if item.detector == ROBUST_Z]
 
 
 def sample_of(signals: EdgeSignals, row: int) -> Evidence:
@@ -190,13 +215,14 @@ def judge(
     Shapes:
         eligible: ``(E,)`` bool, edges of tenants that have learned. identity: row to edge identity.
     """
-    found: dict[tuple[int, DriftKind], list[int]] = {}
-    for (kind, signal), mask in _masks(config, signals, may_drop).items():
-        for row in np.flatnonzero(mask & eligible).tolist():
-            found.setdefault((row, kind), []).append(signal)
+    found: dict[tuple[int, DriftKind], list[Evidence]] = {}
+    for is_creep, masks in ((False, _masks(config, signals, may_drop)), (True, _creeps(config, signals))):
+        for (kind, signal), mask in masks.items():
+            for row in np.flatnonzero(mask & eligible).tolist():
+                found.setdefault((row, kind), []).append(evidence_of(signals, row, signal, is_creep))
     detections = []
-    for (row, kind), hits in found.items():
-        evidence = tuple(evidence_of(signals, row, signal) for signal in hits)
+    for (row, kind), items in found.items():
+        evidence = tuple(items)
         confidence = confidence_of(min(item.history for item in evidence))
         risk = max(risk_of(kind, item) for item in evidence)
         if signals.sampled[row]:

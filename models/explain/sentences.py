@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.explain.checks import checks_for
-from models.explain.wording import duration, edge_of, instant, name_of, number, port_of, quantity
-from schemas.drift import TELEMETRY_KINDS, Activity, DriftKind, EdgeRef, Evidence
+from models.explain.wording import duration, edge_of, instant, name_of, number, port_of, quantity, weekday_of
+from schemas.drift import RECURRENCE, TELEMETRY_KINDS, Activity, DriftKind, EdgeRef, Evidence
 
 MAX_EDGES_NAMED = 5
 MAX_EVIDENCE_TOLD = 4
@@ -143,9 +143,11 @@ def describe(
     sentences = [_opening(activity, close_reason, kind)] if activity is not Activity.CREATE else []
     if not evidence:
         sentences.append(f"{subject}: no evidence is attached.")
-    sentences += [_evidence_sentence(subject, item, window_ms) for item in evidence[:MAX_EVIDENCE_TOLD]]
-    if len(evidence) > MAX_EVIDENCE_TOLD:
-        sentences.append(f"{_more(len(evidence) - MAX_EVIDENCE_TOLD, 'signal')} in the evidence.")
+    signals = [item for item in evidence if item.signal != RECURRENCE]
+    sentences += [_evidence_sentence(subject, item, window_ms) for item in signals[:MAX_EVIDENCE_TOLD]]
+    if len(signals) > MAX_EVIDENCE_TOLD:
+        sentences.append(f"{_more(len(signals) - MAX_EVIDENCE_TOLD, 'signal')} in the evidence.")
+    sentences += [_recurrence_sentence(item) for item in evidence if item.signal == RECURRENCE]
     if kind in TELEMETRY_KINDS and activity is not Activity.CLOSE:
         sentences.append(_LEARNS_ANEW if kind is DriftKind.SAMPLING_CHANGE else _WITHHELD)
     listing = _edges_sentence(edges, edges_total, EdgeRef(src, dst, port, protocol))
@@ -204,10 +206,18 @@ def _evidence_sentence(subject: str, item: Evidence, window_ms: int) -> str:
         score = "robust z-score" if item.detector == "robust-z" else "score"
         rarity = f"{score} {number(item.score)} " if item.score else ""
         signal = _SIGNALS.get(item.signal) or name_of(item.signal)
-        facts = f"{signal} was {observed}, expected {expected}{_times(item)}"
+        was = "crept to" if item.detector == "page-hinkley" else "was"
+        facts = f"{signal} {was} {observed}, expected {expected}{_times(item)}"
         facts += f" (window {duration(window_ms)}; {rarity}from {sample} against {history})"
         what = subject
     return f"{what}: {facts}. Detector: {name_of(item.detector)}."
+
+
+def _recurrence_sentence(item: Evidence) -> str:
+    times = f"{number(item.sample)} such {'time' if item.sample == 1 else 'times'} remembered"
+    return (
+        f"Expected at this hour, so no alert: as on {weekday_of(item.observed)} ({times}). Detector: {item.detector}."
+    )
 
 
 def _lanes_sentence(kind: DriftKind, activity: Activity, also_seen: Sequence[tuple[str, int]]) -> str:

@@ -71,6 +71,16 @@ def duration(length_ms: int) -> str:
     return f"{length_ms} ms"
 
 
+def weekday_of(time_ms: float) -> str:
+    """Write Unix epoch ms as people recall a time: ``Tuesday 2024-06-04 02:00 UTC``."""
+    days = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+    try:
+        when = datetime.fromtimestamp(time_ms / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return f"{number(time_ms)} ms"
+    return f"{days[when.weekday()]} {when:%Y-%m-%d %H:%M} UTC"
+
+
 def instant(time_ms: int) -> str:
     """Write Unix epoch ms as ISO 8601 UTC; a time no calendar holds stays a number."""
     try:

@@ -22,7 +22,8 @@ from models.graph.guarding import close_guard
 from models.graph.judging import judge_signals, judge_structure
 from models.graph.lane import LaneState
 from models.graph.logic import PRODUCERS_OWN
-from models.graph.output import SEEN_ELSEWHERE, WITHHELD, Output
+from models.graph.output import EXPECTED_BACK, SEEN_ELSEWHERE, WITHHELD, Output
+from models.graph.recurring import note_returns, put_off_removal, with_expected
 from models.graph.registry import CALLS, NEVER, UNSEEN_MS
 from models.graph.window import WindowTable
 from schemas.drift import DriftKind, EdgeRef
@@ -136,7 +137,8 @@ def _due(lane: LaneState, quiet_floor: int, tenant_floors: IntColumn | None = No
     enough = edge["windows_seen"] >= lane.thresholds("min_history", tenant)
     ripe = edge["known"] & enough & learned[tenant] & ~edge["gone"] & ~of_open_services(lane, slice(size))
     wait = _removal_wait(lane, tenant, edge["gap_max"])
-    removal = np.where(ripe, np.maximum(last, edge["seen_elsewhere"]) + wait, _NO_DEADLINE)
+    removal = np.maximum(np.maximum(last, edge["seen_elsewhere"]) + wait, edge["expected_back"])
+    removal = np.where(ripe, removal, _NO_DEADLINE)
     busy = np.expm1(edge["mean"][:, CALLS]) >= lane.thresholds("min_calls", tenant) * edge["scale"]
     gap = edge["gap_max"].astype(np.int64)
     pauses = np.ones_like(gap)
@@ -204,7 +206,8 @@ def _judge_index(lane: LaneState, index: int, output: Output, is_over: bool) -> 
         def has_returned(finding: Finding, tenant: str = tenant) -> bool:
             return last_index(finding) == index or is_back_elsewhere(lane, tenant, finding.detection)
 
-        output.events += state.book.settle(scope, index, detections.get(number, []))
+        found = with_expected(lane, number, index, detections.get(number, []))
+        output.events += state.book.settle(scope, index, found)
         output.events += state.book.expire(
             scope,
             index,
@@ -233,11 +236,17 @@ def _fire_deadlines(lane: LaneState, index: int, detections: dict[int, list[Dete
             if identity is None:
                 continue
             lane.registry.touch(np.array([number]))
+            if kind is DriftKind.RATE_DROP and put_off_removal(lane, number, identity, index):
+                edge[flag][number] = True
+                continue
             if kind is DriftKind.REMOVED_EDGE:
                 if is_still_seen(lane, identity, index):
                     # Told, or kept back once more, when it has been missed for as long again.
                     output.counts[SEEN_ELSEWHERE] += int(edge["seen_elsewhere"][number] <= edge["last_index"][number])
                     edge["seen_elsewhere"][number] = index
+                    continue
+                if put_off_removal(lane, number, identity, index):
+                    output.counts[EXPECTED_BACK] += 1
                     continue
                 tell_removed(lane, identity)
             edge[flag][number] = True
@@ -324,6 +333,7 @@ def _remember(lane: LaneState, index: int, present: IntColumn) -> None:
         # A silence that was told is no habit yet: it at most doubles the usual one, else one outage hides the next.
         told = edge["gone"][present] | edge["dropped"][present]
         gap = np.where(told, np.minimum(gap, 2 * usual), gap)
+        gap = np.where(note_returns(lane, index, present, floors), 1, gap)
         fades = (edge["windows_seen"][present] + 1) % FORGET_AFTER_WINDOWS == 0
         usual = np.where(fades, np.maximum(usual // 2, 1), usual)
     edge["gap_max"][present] = np.maximum(usual, gap)

@@ -10,6 +10,7 @@ from models.graph.border import may_open
 from models.graph.lane import IntColumn, LaneState
 from models.graph.logic import PRODUCERS_OWN
 from models.graph.output import Output
+from models.graph.recurring import as_expected
 from schemas.detection import DetectionConfig
 from schemas.drift import DriftKind, EdgeRef
 from schemas.flow import SIDE_SERVER
@@ -157,7 +158,7 @@ def _raise_burst(
     time_ms: int,
 ) -> None:
     scope = lane.scope(lane.registry.tenants[tenant])
-    detection = structural.judge_source(kind, facts)
+    detection = as_expected(lane, tenant, index, structural.judge_source(kind, facts))
     event = lane.tenants[tenant].book.raise_early(scope, index, detection, time_ms)
     if event is not None:
         output.events.append(event)

@@ -1,6 +1,7 @@
 """A closed window's rows against what is usual: signals of each edge, and the structure they make. Pure, vectorised."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +10,11 @@ from models.drift import baseline, statistical, structural
 from models.drift.detection import Detection
 from models.graph.border import Border, open_services
 from models.graph.corroboration import news_from_outside, peers_elsewhere
+from models.graph.creeping import follow_trends
 from models.graph.cutting import WindowColumns
 from models.graph.lane import LaneState
 from models.graph.logic import PRODUCERS_OWN
+from models.graph.recurring import teaches_nothing
 from models.graph.registry import INBOUND, OUTBOUND, pair_of
 from models.graph.thresholds import by_config, limits_of
 from schemas.drift import DriftKind, EdgeRef
@@ -84,6 +87,10 @@ def judge_signals(
         assert found is not None
         return found
 
+    held = np.zeros(values.shape, dtype=bool)
+    if lane.logic >= PRODUCERS_OWN:
+        long_mean, creeping = follow_trends(lane, present, signals, teaching if whole else None)
+        signals = replace(signals, trend=long_mean, creeping=creeping)
     for config, rows in by_config(lane, edge["tenant"][present]):
         part = signals if rows is None else signals.take(rows)
         may_judge = eligible if rows is None else eligible[rows]
@@ -98,14 +105,20 @@ def judge_signals(
             may_drop=may_drop,
         )
         for row, detection in found:
-            number = int(present[row if rows is None else rows[row]])
+            at = int(row if rows is None else rows[row])
+            number = int(present[at])
             if detection.kind is DriftKind.RATE_DROP and withholding[edge["tenant"][number]]:
                 withheld += 1
                 continue
             detections[int(edge["tenant"][number])].append(detection)
+            if lane.logic >= PRODUCERS_OWN:
+                departing = statistical.signals_departing(detection)
+                if teaches_nothing(lane, int(edge["tenant"][number]), index, detection, int(history[at].max())):
+                    held[at, departing] = True
             if detection.kind is DriftKind.RATE_DROP:
                 edge["dropped"][number] = True
     if whole:
+        values = np.where(held, np.nan, values)
         shows = teaching[edge["tenant"][present]]
         if not shows.all():
             present, values, mean, spread, history = (c[shows] for c in (present, values, mean, spread, history))

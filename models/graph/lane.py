@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.drift import structural
+from models.drift.calendar import Calendar
 from models.drift.detection import Detection
 from models.drift.findings import FindingBook, Scope, Sight
 from models.graph.admission import TenantEdges
@@ -41,6 +42,7 @@ class TenantState:
         closed_windows: windows with traffic that have closed; the tenant learns until it has enough.
         is_newcomer: another live lane had learned the tenant already when this one first heard of it.
         settling: present while the names of the tenant's endpoints have just changed.
+        calendar: when its edges and services departed before.
     """
 
     closed_windows: int = 0
@@ -48,6 +50,7 @@ class TenantState:
     book: FindingBook = field(default_factory=FindingBook)
     is_newcomer: bool = False
     settling: Settling | None = None
+    calendar: Calendar = field(default_factory=Calendar)
 
 
 class LaneState:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from models.graph.admission import is_overflow
 from models.graph.lane import IntColumn, LaneState
-from models.graph.registry import EDGE_COLUMNS, HABIT_COLUMNS, PAGE_ROWS, RUN_COLUMNS, Registry
+from models.graph.registry import EDGE_COLUMNS, HABIT_COLUMNS, PAGE_ROWS, RUN_COLUMNS, TREND_COLUMNS, Registry
 from schemas.ids import is_external
 from schemas.tenant_log import EdgeIdentity
 
@@ -32,8 +32,8 @@ EDGE_MERGE: dict[str, Callable[[npt.NDArray[Any]], Any]] = {
     "beaconing": np.logical_or.reduce,
 }
 EDGE_RELEARNED = ("windows_seen", "dropped", "history")
-EDGE_BEGUN_ANEW = tuple(name for name in RUN_COLUMNS if name not in EDGE_MERGE)
-EDGE_KEPT = ("tenant", "src", "dst", "port", "protocol", "mean", "spread")
+EDGE_BEGUN_ANEW = ("expected_back", *(name for name in RUN_COLUMNS if name not in EDGE_MERGE))
+EDGE_KEPT = ("tenant", "src", "dst", "port", "protocol", "mean", "spread", *TREND_COLUMNS)
 SERVICE_MERGE: dict[str, Callable[[npt.NDArray[Any]], Any]] = {
     "known": np.logical_or.reduce,
     "fan_out_max": np.max,

@@ -11,6 +11,8 @@ WITHHELD = "withheld"
 """Count of findings, not rows: removed edges and drops of rates that an incomplete window kept back."""
 SEEN_ELSEWHERE = "seen_elsewhere"
 """Count of findings, too: removed edges kept back because another lane of the tenant still sees them."""
+EXPECTED_BACK = "expected_back"
+"""Count of findings, too: removed edges kept back because silences that began at this hour have ended before."""
 PAIRED, REPEATED, ALONE, CROWDED_OUT = "halves_paired", "halves_repeated", "halves_alone", "halves_crowded_out"
 HALVES = {PAIRED: "paired", REPEATED: "repeated", ALONE: "alone", CROWDED_OUT: "crowded_out"}
 """Counts of folded rows that are halves of calls, which are on time, late or skewed, too. What was crowded out is also

@@ -70,6 +70,11 @@ EDGE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "history": (np.int32, 0, len(SIGNALS)),
     "mean": (np.float64, 0, len(SIGNALS)),
     "spread": (np.float64, 0, len(SIGNALS)),
+    "expected_back": (np.int64, NEVER, 0),  # index until which its silence is one that it ended before
+    # Against slow drift (models/drift/trend.py):
+    "trend_mean": (np.float32, 0, len(SIGNALS)),
+    "trend_spread": (np.float32, 0, len(SIGNALS)),
+    "trend_excess": (np.float32, 0, len(SIGNALS)),
     **RUN_COLUMNS,
 }
 SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
@@ -82,7 +87,20 @@ SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "given": (np.bool_, True, 0),  # records say this name themselves; else only our naming brings it about
     **HABIT_COLUMNS,
 }
-COLUMNS_SINCE_4 = frozenset({"hearsay", "scale", "vouched", "seen_elsewhere", "given", *RUN_COLUMNS, *HABIT_COLUMNS})
+TREND_COLUMNS = ("trend_mean", "trend_spread", "trend_excess")
+COLUMNS_SINCE_4 = frozenset(
+    {
+        "hearsay",
+        "scale",
+        "vouched",
+        "seen_elsewhere",
+        "given",
+        "expected_back",
+        *TREND_COLUMNS,
+        *RUN_COLUMNS,
+        *HABIT_COLUMNS,
+    }
+)
 """Columns of edges and services that states before version 4 do not hold (models/graph/snapshot.py)."""
 
 _DENSE_SPAN = 1 << 16

@@ -60,6 +60,7 @@ def rename(lane: LaneState, tenant: str, before: Naming, after: Naming) -> Outpu
     moved = Moved({}, set(), {})
     if names:
         output.events += lane.tenants[number].book.rename(lane.scope(tenant), lane.judged_index, renamed)
+        lane.tenants[number].calendar.rename(renamed)
         moved = rename_services(lane, number, names)
         unsettled |= moved.merged
     touching = edges_of(lane, number, np.array(sorted(unsettled), dtype=np.int64))

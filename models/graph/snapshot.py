@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from models.drift.calendar import Calendar, Occasion, Subject
 from models.drift.findings import Finding, FindingBook, key_of
 from models.drift.incidents import Incident
 from models.drift.telemetry_state import Noted, TenantTelemetry
@@ -58,6 +59,8 @@ TAKEN_VERSION = 2
 FIRST_VERSION = 1
 TAKEN_PAGE = 32_768
 """Positions in one chunk: 256 KiB where they lie as far apart as can be."""
+CALENDAR_PAGE = 400
+"""Subjects of a calendar in one chunk: each has two names of at most 256 bytes, and as much around them."""
 HALVES_BYTES = 400_000
 """Of halves of calls in one chunk, at most about; packed they are less."""
 
@@ -65,6 +68,7 @@ IntColumn = npt.NDArray[np.int64]
 PackedArray = tuple[str, list[int], bytes]
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
+_calendar_decoder = msgspec.msgpack.Decoder(list[tuple[Subject, list[Occasion]]])
 
 
 class _Book(msgspec.Struct):
@@ -83,6 +87,7 @@ class _Tenant(msgspec.Struct, omit_defaults=True):
     book: _Book
     is_newcomer: bool = False
     settling: SavedSettling | None = None
+    calendar: int = 0
 
 
 class _Member(msgspec.Struct):
@@ -199,6 +204,10 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
             yield from _window_chunks(name, lane.windows[index])
         for number in sorted(lane.tenants):
             yield f"{name}/tenant/{number}", _encoder.encode(_tenant(number, lane.tenants[number]))
+            calendar = lane.tenants[number].calendar
+            for page, entries in enumerate(calendar.pages(CALENDAR_PAGE)):
+                changed = everything or calendar.changed
+                yield f"{name}/calendar/{number}/{page}", _encoder.encode(entries) if changed else None
             settling = lane.tenants[number].settling
             if settling is not None:
                 yield from settling_chunks(name, number, settling)
@@ -248,6 +257,8 @@ def mark_clean(machine: Machine) -> None:
     for lane in machine.lanes.values():
         lane.registry.edge_pages.clear()
         lane.registry.service_pages.clear()
+        for state in lane.tenants.values():
+            state.calendar.changed = False
     machine.taken.mark_clean()
     machine.stored = frozenset(documents_of(machine))
 
@@ -320,6 +331,7 @@ def _tenant(number: int, state: TenantState) -> _Tenant:
         book=book,
         is_newcomer=state.is_newcomer,
         settling=None if state.settling is None else head_of(state.settling),
+        calendar=-(-len(state.calendar.occasions) // CALENDAR_PAGE),
     )
 
 
@@ -456,8 +468,11 @@ def _restore_lane(saved: _Lane, chunks: dict[str, bytes], documents: Documents) 
         settling = (
             None if tenant.settling is None else restore_settling(name, number, tenant.settling, chunks, documents)
         )
+        calendar = Calendar()
+        for page in range(tenant.calendar):
+            calendar.occasions.update(_calendar_decoder.decode(chunks[f"{name}/calendar/{number}/{page}"]))
         lane.tenants[tenant.number] = TenantState(
-            tenant.closed_windows, edges_of, book, is_newcomer=tenant.is_newcomer, settling=settling
+            tenant.closed_windows, edges_of, book, tenant.is_newcomer, settling, calendar
         )
     _restore_guard(lane.guard, name, chunks)
     return lane

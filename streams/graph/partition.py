@@ -11,7 +11,7 @@ from typing import Protocol
 
 from models.graph.logic import UNDECIDED
 from models.graph.machine import Machine
-from models.graph.output import HALVES, SEEN_ELSEWHERE, WITHHELD, Output, RowDeadLetter
+from models.graph.output import EXPECTED_BACK, HALVES, SEEN_ELSEWHERE, WITHHELD, Output, RowDeadLetter
 from models.graph.snapshot import mark_clean, restore, take
 from schemas.drift import DriftEvent
 from schemas.errors import LossDetected
@@ -180,6 +180,8 @@ class GraphPartition:
         for outcome, count in output.counts.items():
             if outcome == WITHHELD:
                 self._metrics.findings_withheld.inc(count)
+            elif outcome == EXPECTED_BACK:
+                self._metrics.removals_expected_back.inc(count)
             elif outcome == SEEN_ELSEWHERE:
                 self._metrics.removals_seen_elsewhere.inc(count)
             elif outcome in HALVES:
