@@ -237,6 +237,7 @@ def _fire_deadlines(lane: LaneState, index: int, detections: dict[int, list[Dete
                 continue
             lane.registry.touch(np.array([number]))
             if kind is DriftKind.RATE_DROP and put_off_removal(lane, number, identity, index):
+                output.counts[EXPECTED_BACK] += 1
                 edge[flag][number] = True
                 continue
             if kind is DriftKind.REMOVED_EDGE:
