@@ -18,6 +18,8 @@ _COMMANDS = {
     "replay": "deploy.commands.replay:replay",
     "backtest": "deploy.commands.backtest:backtest",
     "evaluate": "deploy.commands.evaluate:evaluate",
+    "train": "deploy.commands.train:train",
+    "score": "deploy.commands.score:score",
     "predict": "deploy.commands.predict:predict",
     "sources": "deploy.commands.sources:sources",
     "inventory": "deploy.commands.inventory:inventory",

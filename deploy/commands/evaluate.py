@@ -4,6 +4,7 @@ import click
 
 from deploy.commands.evaluate_drifts import drifts
 from deploy.commands.evaluate_edges import edges
+from deploy.commands.evaluate_gnn import gnn
 from deploy.commands.evaluate_incidents import incidents
 from deploy.commands.evaluate_rca import rca
 
@@ -17,3 +18,4 @@ evaluate.add_command(drifts)
 evaluate.add_command(edges)
 evaluate.add_command(incidents)
 evaluate.add_command(rca)
+evaluate.add_command(gnn)

@@ -50,7 +50,8 @@ class EdgeScores:
         statistical: by the robust z of its signals, or by being new.
         graph: by the signals beside what the graph explains; of a new edge, by being new and by its two ends.
         combined: both added up.
-        link, signals: the two parts of ``graph`` before calibration: -log of the odds' probability, and spreads.
+        link, signals: the two parts of ``graph`` before calibration: -log of the odds' probability (NaN
+            of edges that are not new), and spreads.
     """
 
     statistical: Floats
@@ -62,7 +63,8 @@ class EdgeScores:
 
 def link_surprise(judged: Judged) -> Floats:
     """Return -log of the probability that the edge's two ends talk, ``(E,)``."""
-    return np.asarray(np.logaddexp(0.0, -judged.logit.astype(np.float64)), dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # NaN where it was not asked
+        return np.asarray(np.logaddexp(0.0, -judged.logit.astype(np.float64)), dtype=np.float64)
 
 
 def signal_surprise(judged: Judged, sample: GraphSample) -> Floats:

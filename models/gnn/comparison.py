@@ -16,6 +16,8 @@ from models.gnn.windows import WindowEdges
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+Figures = dict[str, float]
+"""ROC-AUC and average precision of one score; over runs also their deviations and gains."""
 SCORES = ("statistical", "graph", "combined")
 
 
@@ -31,10 +33,10 @@ class Ranked:
         self.scores.append(scores)
         self.is_drift.append(is_drift)
 
-    def figures(self) -> dict[str, dict[str, float]]:
+    def figures(self) -> dict[str, Figures]:
         """Return ROC-AUC and average precision of each score; empty without edges of both sorts."""
         truth = np.concatenate(self.is_drift) if self.is_drift else np.zeros(0, dtype=np.bool_)
-        found: dict[str, dict[str, float]] = {}
+        found: dict[str, Figures] = {}
         for name in SCORES:
             values: Floats = np.concatenate([getattr(one, name) for one in self.scores] or [np.zeros(0)])
             area, precision = (
@@ -53,7 +55,7 @@ def compare_injected(
     is_judged: Sequence[bool],
     seed: int,
     repeats: int = 4,
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, Figures]]:
     """Return figures by kind of drift: each window is judged ``repeats`` times with one drift of each kind,
     then learned as it was.
 
@@ -75,9 +77,9 @@ def compare_injected(
     return {kind: one.figures() for kind, one in ranked.items()}
 
 
-def mean_and_deviation(runs: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+def mean_and_deviation(runs: Sequence[dict[str, Figures]]) -> dict[str, Figures]:
     """Return mean and sample standard deviation over runs of each figure and of its gain over the statistical score."""
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, Figures] = {}
     for name in SCORES:
         for figure in ("roc_auc", "average_precision"):
             values = np.array([run[name][figure] for run in runs])

@@ -60,7 +60,7 @@ def split_in_time(samples: Sequence[GraphSample]) -> Split:
 
 def calibration_of(weights: Weights, samples: Sequence[GraphSample]) -> Calibration:
     """Return what scores are normal, told by windows that did not teach; attacks in them count as normal."""
-    judged = [judge(weights, sample) for sample in samples]
+    judged = [judge(weights, sample, all_links=True) for sample in samples]
     return calibrate(
         np.concatenate([link_surprise(one) for one in judged]),
         np.concatenate([signal_surprise(one, sample) for one, sample in zip(judged, samples, strict=True)]),

@@ -63,7 +63,8 @@ class Judged:
     """What the network says of a window's edges with calls.
 
     Shapes:
-        logit: ``(E,)`` float32, log odds that the two ends talk. mean, log_variance: ``(E, len(SIGNALS))`` float32 of
+        logit: ``(E,)`` float32, log odds that the two ends talk, NaN where that was not asked. mean, log_variance:
+        ``(E, len(SIGNALS))`` float32 of
         the deviation of each signal, in spreads.
     """
 
@@ -77,13 +78,14 @@ def fold_of(present: int) -> Ints:
     return np.arange(present, dtype=np.int64) % FOLDS
 
 
-def judge(weights: Weights, sample: GraphSample) -> Judged:
-    """Judge every edge with calls by the graph without its fold."""
+def judge(weights: Weights, sample: GraphSample, *, all_links: bool = False) -> Judged:
+    """Judge every edge with calls by the graph without its fold; whether its ends talk is asked of new edges alone."""
     nodes = (sample.nodes - weights["node_mean"]) / weights["node_scale"]
     edges = (sample.edges - weights["edge_mean"]) / weights["edge_scale"]
     fold = np.full(len(sample.src), -1, dtype=np.int64)
     fold[: sample.present] = fold_of(sample.present)
-    logit = np.zeros(sample.present, dtype=np.float32)
+    logit = np.full(sample.present, np.nan, dtype=np.float32)
+    is_asked = sample.is_new | all_links
     told = np.zeros((sample.present, 2 * len(SIGNALS)), dtype=np.float32)
     for number in range(FOLDS):
         hidden = np.flatnonzero(fold == number)
@@ -91,7 +93,9 @@ def judge(weights: Weights, sample: GraphSample) -> Judged:
             continue
         embedded = embed(weights, nodes, edges, sample.src, sample.dst, fold != number)
         src, dst = sample.src[hidden], sample.dst[hidden]
-        logit[hidden] = link_logits(weights, embedded, src, dst)
+        asked = is_asked[hidden]
+        if asked.any():
+            logit[hidden[asked]] = link_logits(weights, embedded, src[asked], dst[asked])
         told[hidden] = _head(weights, "signals", embedded, src, dst, edges[hidden, :PAST_FEATURES])
     reach = LOG_VARIANCE_REACH
     return Judged(logit, told[:, : len(SIGNALS)], np.clip(told[:, len(SIGNALS) :], -reach, reach))

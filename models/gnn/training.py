@@ -69,6 +69,11 @@ class _Task:
     is_known: Tensor
 
 
+def use_threads(count: int) -> None:
+    """Let torch use so many threads of the processor."""
+    torch.set_num_threads(count)
+
+
 def training_device() -> str:
     """Return where a model is trained: on a GPU when there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"

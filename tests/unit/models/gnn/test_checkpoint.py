@@ -2,29 +2,14 @@
 
 import io
 
-import msgspec
 import numpy as np
 import pytest
 
-from models.gnn.calibration import Calibration, calibrate
-from models.gnn.checkpoint import FORMAT_VERSION, Checkpoint, ModelCard, TrainingData, decode, encode
+from models.gnn.checkpoint import FORMAT_VERSION, Checkpoint, decode, encode
 from models.gnn.features import FEATURE_VERSION
 from models.gnn.inference import shapes
 from schemas.errors import ConfigurationError
-
-
-def made_calibration() -> Calibration:
-    generator = np.random.default_rng(1)
-    link, signals, statistical = generator.exponential(size=(3, 500))
-    return calibrate(link, signals, statistical, np.arange(500) < 9)
-
-
-def made_checkpoint(**changes: int) -> Checkpoint:
-    data = TrainingData("a file", "acme", "live", 80, 60, 20, 4_000, 0, 4_800_000)
-    card = ModelCard(data, 7, 12, 9, 1.5, "cpu", {"link_auc": 0.9}, {"numpy": "2"})
-    generator = np.random.default_rng(2)
-    weights = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes().items()}
-    return Checkpoint(msgspec.structs.replace(card, **changes), weights, made_calibration())
+from tests.gnn_windows import made_checkpoint
 
 
 def test_a_checkpoint_comes_back_as_it_was() -> None:

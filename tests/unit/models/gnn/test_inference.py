@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_renumbering_nodes_changes_nothing() -> None:
 
 
 def _parts(weights: dict[str, Singles], sample: GraphSample) -> tuple[Singles, Singles, Singles]:
-    judged = judge(weights, sample)
+    judged = judge(weights, sample, all_links=True)
     return judged.logit, judged.mean, judged.log_variance
 
 
@@ -83,11 +84,19 @@ def test_an_edge_is_judged_without_its_own_present(row: int) -> None:
     other = GraphSample(
         0, sample.nodes, sample.src, sample.dst, changed, sample.present, sample.is_new, sample.deviations
     )
-    before, after = judge(weights, sample), judge(weights, other)
+    before, after = judge(weights, sample, all_links=True), judge(weights, other, all_links=True)
     same_fold = fold_of(sample.present) == row % FOLDS
     assert np.array_equal(before.mean[same_fold], after.mean[same_fold])
     assert np.array_equal(before.logit[same_fold], after.logit[same_fold])
     assert not np.array_equal(before.mean[~same_fold], after.mean[~same_fold])
+
+
+def test_whether_two_ends_talk_is_asked_of_new_edges_alone() -> None:
+    sample, weights = made_sample(), made_weights()
+    is_new = np.arange(sample.present) % 5 == 0
+    asked = judge(weights, replace(sample, is_new=is_new)).logit
+    assert np.array_equal(np.isnan(asked), ~is_new)
+    assert np.allclose(asked[is_new], judge(weights, sample, all_links=True).logit[is_new], atol=1e-6)
 
 
 def test_a_window_without_edges_is_judged_to_nothing() -> None:

@@ -49,7 +49,7 @@ def test_it_stops_when_later_windows_are_not_predicted_better(split: Split) -> N
 def test_numpy_says_what_torch_says(split: Split, trained: Trained) -> None:
     sample, weights = split.validation[0], trained.weights
     model = _model_of(weights)
-    judged = judge(weights, sample)
+    judged = judge(weights, sample, all_links=True)
     nodes, edges = model.scaled(torch.from_numpy(sample.nodes), torch.from_numpy(sample.edges))
     src, dst = torch.from_numpy(sample.src), torch.from_numpy(sample.dst)
     fold = np.full(len(sample.src), -1)
