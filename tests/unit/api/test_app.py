@@ -278,7 +278,7 @@ class FakeClient:
     def query(self, sql: str, parameters: dict[str, Any]) -> FakeResult:
         assert self.running == 0, "one query at a time"
         self.running += 1
-        self.go.wait(5)
+        self.go.wait(60)
         self.running -= 1
         return FakeResult()
 

@@ -163,7 +163,7 @@ def flow(time_ms: int = 1_000, tenant: str = "acme", **changes: object) -> bytes
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0)
 

@@ -111,7 +111,7 @@ async def test_a_sink_that_waits_for_clickhouse_holds_up_no_other_agent(monkeypa
     app.consumer_generation_id = 1
     sink = SinkAgent(app, "t", lambda value: None, lambda: None, "drift", no_poison, Metrics())  # type: ignore[arg-type,return-value]
     sink._writers[0] = Writer()  # type: ignore[assignment]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await sink._run(SimpleNamespace(events=stream))  # returns although nothing can be stored
         assert stored == [] and sink._task is not None
         is_back.set()
