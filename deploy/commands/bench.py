@@ -22,6 +22,7 @@ BENCHES = {
     "pairing": ("pairing", "what bringing halves of calls together costs, a row"),
     "real-backtests": ("real_backtests", "DIR: findings an hour on recorded calls and a sensor's connections"),
     "edge-stream": ("edge_stream", "--data FILE: quality and speed of the edge scorer, beside peers"),
+    "api": ("api", "root cause and blast radius through HTTP on 50, 1,000 and 10,000 services"),
     "root-cause": ("root_cause", "--data DIR: quality and speed of ErrorRank, with an ablation"),
 }
 """Module in tests/bench, and what it measures."""
