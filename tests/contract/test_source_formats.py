@@ -105,6 +105,17 @@ def test_the_table_says_what_a_format_carries(name: str, what: str) -> None:
     assert table()[name][what] is carries
 
 
+@pytest.mark.parametrize("name", PRODUCERS)
+def test_the_page_says_where_a_formats_records_are_from(name: str) -> None:
+    page = (PAGES / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+    origins = [case["origin"] for case in cases_of(name)]
+    kinds = ("documentation", "the tool's own tests", "made for this repository after")
+    assert all(origin.startswith(kinds) for origin in origins)
+    said = [cell.strip() == "yes" for cell in row.strip("|").split("|")[1:4]]
+    assert said == [any(origin.startswith(kind) for origin in origins) for kind in kinds]
+
+
 def test_every_format_has_a_page_that_names_its_arguments() -> None:
     assert set(table()) == set(PRODUCERS)
     for name in PRODUCERS:
