@@ -7,7 +7,7 @@ _EVENT_COLUMNS = """
     event_id, finding_id, fingerprint, incident_id, tenant, lane, generation, kind, activity_id, episode, severity_id,
     risk_score, confidence, is_alert, is_early, toUnixTimestamp64Milli(time), toUnixTimestamp64Milli(window_start),
     toUnixTimestamp64Milli(window_end), toUnixTimestamp64Milli(first_seen), src, dst, port, protocol, edges,
-    edges_total, evidence, title, message, checks, close_reason, seen_in
+    edges_total, evidence, title, message, checks, close_reason, seen_in, verdict
 """
 
 _NEWEST_OF_EVENTS = """(lane, generation) IN (

@@ -10,7 +10,7 @@ import numpy as np
 
 from api import queries
 from api.clickhouse import Reader
-from schemas.drift import Activity, DriftEvent, DriftKind, EdgeRef, Evidence, Severity
+from schemas.drift import Activity, AlertReason, DriftEvent, DriftKind, EdgeRef, Evidence, Severity, Verdict
 from schemas.ids import REPLAY_PREFIX, TenantId
 from schemas.rca import ServiceWindowEdges
 
@@ -456,6 +456,8 @@ def _event(row: Sequence[Any]) -> DriftEvent:
     named["edges"] = tuple(EdgeRef(**edge) for edge in named["edges"])
     named["evidence"] = tuple(Evidence(**one) for one in named["evidence"])
     named["checks"], named["seen_in"] = tuple(named["checks"]), tuple(named["seen_in"])
+    verdict = named["verdict"]
+    named["verdict"] = Verdict(**verdict | {"reason": AlertReason(verdict["reason"])}) if verdict["reason"] else None
     return DriftEvent(**named)
 
 
@@ -463,5 +465,5 @@ _EVENT_FIELDS = (
     *("event_id", "finding_id", "fingerprint", "incident_id", "tenant", "lane", "generation", "kind", "activity"),
     *("episode", "severity", "risk_score", "confidence", "is_alert", "is_early", "time_ms", "window_start_ms"),
     *("window_end_ms", "first_seen_ms", "src", "dst", "port", "protocol", "edges", "edges_total", "evidence", "title"),
-    *("message", "checks", "close_reason", "seen_in"),
+    *("message", "checks", "close_reason", "seen_in", "verdict"),
 )

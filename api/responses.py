@@ -53,6 +53,17 @@ _EVENT_EXAMPLE: dict[str, Any] = {
     "technique": {"tactic_id": "TA0040", "tactic": "Impact", "technique_id": "T1499", "technique": "Endpoint DoS"},
     "close_reason": "",
     "seen_in": ["default"],
+    "verdict": {
+        "reason": "alerted",
+        "effect": 75,
+        "windows": 8412,
+        "windows_alike": 1,
+        "budget": 20,
+        "alerts": 3,
+        "level": 47,
+        "feedback": 0,
+        "note": "",
+    },
 }
 
 
@@ -89,6 +100,22 @@ class TechniqueOut(_Out):
     tactic: str
     technique_id: str
     technique: str
+
+
+class VerdictOut(_Out):
+    """How a finding's risk came about, and why it is an alert or none."""
+
+    reason: str = Field(
+        description="alerted, low_risk, waits_for_window, below_level, paced, budget_used, too_old or whitelisted."
+    )
+    effect: int = Field(description="0..100: what the effect alone is rated.")
+    windows: int = Field(description="Closed windows that the risk rests on.")
+    windows_alike: int = Field(description="Those of them in which such a finding, or a stronger one, began.")
+    budget: int = Field(description="Alerts a day and tenant; 0: no limit.")
+    alerts: int = Field(description="Alerts of that day by then.")
+    level: int = Field(description="Risk from which a finding of that day could be an alert.")
+    feedback: int = Field(description="Points by which people's feedback moved the risk.")
+    note: str = Field(description="Id of the whitelist entry that says that this is no alert.")
 
 
 class DriftEventOut(_Out):
@@ -131,6 +158,7 @@ class DriftEventOut(_Out):
     seen_in: list[str] = Field(
         description="Live lanes that had seen the subject by then, `lane` among them; empty: not compared."
     )
+    verdict: VerdictOut | None = Field(description="Absent of events of older versions.")
 
 
 def event_out(event: DriftEvent) -> DriftEventOut:
@@ -141,6 +169,7 @@ def event_out(event: DriftEvent) -> DriftEventOut:
     fields["severity"], fields["severity_id"] = event.severity.name.lower(), int(event.severity)
     fields["technique"] = TechniqueOut.model_validate(TECHNIQUES[event.kind])
     fields["edges"] = [EdgeRefOut.model_validate(edge) for edge in event.edges]
+    fields["verdict"] = None if event.verdict is None else VerdictOut.model_validate(event.verdict)
     fields["evidence"] = [EvidenceOut.model_validate(one) for one in event.evidence]
     return DriftEventOut(**fields)
 

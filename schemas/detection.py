@@ -47,6 +47,9 @@ class DetectionConfig(msgspec.Struct, frozen=True):
         silent_host_min_windows: a host that reported regularly is silent after so many windows without it ...
         silent_host_silences: ... and this many times its usual gap.
         silent_host_max_windows: a host that stays silent for so much longer is gone for good, and is forgotten.
+        alerts_per_day: at most so many findings of a tenant, over all its live lanes, become alerts in a calendar day
+            (UTC, event time). It changes no event but for ``is_alert`` and its reason. 0: no budget, every finding of
+            medium severity or more is an alert, at once.
         max_pending_pairs: halves of calls (spans) held, per tenant and lane, until the other half comes; beyond it the
             oldest are counted without it. 0 pairs nothing.
     """
@@ -83,6 +86,7 @@ class DetectionConfig(msgspec.Struct, frozen=True):
     silent_host_min_windows: int = 3
     silent_host_silences: int = 3
     silent_host_max_windows: int = 60
+    alerts_per_day: int = 20
     max_pending_pairs: int = 200_000
 
 
@@ -104,6 +108,7 @@ THRESHOLDS_SINCE_4 = frozenset(
         "silent_host_min_windows",
         "silent_host_silences",
         "silent_host_max_windows",
+        "alerts_per_day",
         "max_pending_pairs",
     }
 )

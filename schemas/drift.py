@@ -94,6 +94,45 @@ class Evidence(msgspec.Struct, frozen=True):
     detector: str
 
 
+class AlertReason(StrEnum):
+    """Why a finding is an alert, or is none."""
+
+    ALERTED = "alerted"
+    LOW_RISK = "low_risk"
+    WAITS_FOR_WINDOW = "waits_for_window"
+    BELOW_LEVEL = "below_level"
+    PACED = "paced"
+    BUDGET_USED = "budget_used"
+    TOO_OLD = "too_old"
+    WHITELISTED = "whitelisted"
+
+
+class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a finding's risk came about, and why it is an alert or none.
+
+    Attributes:
+        reason: of its alert-ness.
+        effect: 0..100, what the detector makes of the effect alone.
+        windows: closed windows of this tenant and lane that the risk rests on; older ones count for less.
+        windows_alike: those of them in which such a finding, or a stronger one of its kind, began.
+        budget: alerts a day and tenant; 0 without a budget.
+        alerts: alerts of that day by then, this one among them if it is one.
+        level: risk from which a finding of that day could be an alert; 0 while no past day says.
+        feedback: points by which people's feedback moved the risk.
+        note: id of the whitelist entry, where one says that this is no alert.
+    """
+
+    reason: AlertReason
+    effect: int
+    windows: int = 0
+    windows_alike: int = 0
+    budget: int = 0
+    alerts: int = 0
+    level: int = 0
+    feedback: int = 0
+    note: str = ""
+
+
 class EdgeRef(msgspec.Struct, frozen=True, order=True):
     """An edge by name; port and protocol -1 if unknown."""
 
@@ -118,6 +157,7 @@ class DriftEvent(msgspec.Struct, frozen=True):
         close_reason: why it ended, on Close alone: ``accepted``, ``recovered``, ``returned``, ``unconfirmed`` (told
             early, and its window does not show it), ``renamed`` (another finding goes on for it).
         seen_in: live lanes that had seen the subject by then, this one among them, sorted; empty: not compared.
+        verdict: how risk and alert-ness came about; None before logic version 3.
     """
 
     event_id: str
@@ -151,6 +191,7 @@ class DriftEvent(msgspec.Struct, frozen=True):
     checks: tuple[str, ...]
     close_reason: str = ""
     seen_in: tuple[str, ...] = ()
+    verdict: Verdict | None = None
 
     @property
     def subject(self) -> str:

@@ -191,6 +191,7 @@ def to_ocsf(event: DriftEvent) -> DetectionFinding:
                 evidence=event.evidence,
                 checks=event.checks,
                 seen_in=event.seen_in,
+                verdict=event.verdict,
             )
         ),
     )
@@ -231,6 +232,7 @@ def from_ocsf(finding: DetectionFinding) -> DriftEvent:
         checks=details.checks,
         close_reason=finding.status_detail or "",
         seen_in=details.seen_in,
+        verdict=details.verdict,
     )
 
 

@@ -6,7 +6,7 @@ observations are strings, as OCSF has them. A field that is ``None`` is left out
 
 import msgspec
 
-from schemas.drift import Activity, DriftKind, Evidence, Severity
+from schemas.drift import Activity, DriftKind, Evidence, Severity, Verdict
 
 OCSF_VERSION = "1.8.0"
 CATEGORY_UID, CATEGORY_NAME = 2, "Findings"
@@ -174,6 +174,7 @@ class DriftDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """What OCSF has no place for, and the evidence once more with its numbers as numbers.
 
     ``seen_in``: lanes of the tenant that had seen the subject by then; absent where lanes are not compared.
+    ``verdict``: how risk and alert-ness came about; absent of events of older versions.
     """
 
     kind: DriftKind
@@ -189,6 +190,7 @@ class DriftDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     evidence: tuple[Evidence, ...]
     checks: tuple[str, ...]
     seen_in: tuple[str, ...] = ()
+    verdict: Verdict | None = None
 
 
 class Unmapped(msgspec.Struct, frozen=True):

@@ -58,6 +58,11 @@ EVIDENCE_TYPE = (
     "Array(Tuple(signal String, observed Float64, expected Float64, unit String, score Float64, "
     "sample Int64, history Int64, detector String))"
 )
+VERDICT_TYPE = (
+    "Tuple(reason String, effect UInt8, windows UInt32, windows_alike UInt32, budget UInt32, alerts UInt32, "
+    "level UInt8, feedback Int8, note String)"
+)
+"""As ``schemas.drift.Verdict``; ``reason`` empty where there is none."""
 
 _GRAPH = {"tenant": NAME, "lane": NAME, "generation": "UInt64"}
 _WINDOW = {**_GRAPH, "window_start": TIME, "window_end": TIME}
@@ -165,6 +170,7 @@ DRIFT_EVENTS = TableDeclaration(
         "checks": "Array(String)",
         "close_reason": NAME,
         "seen_in": f"Array({NAME})",
+        "verdict": VERDICT_TYPE,
         "ocsf": "String",
         "inserted_at": TIME,
     },

@@ -6,18 +6,24 @@ One open finding per fingerprint. An early Create is settled by exactly one Upda
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
+from models.drift.alerting import ALERT_FROM
 from models.drift.beacon import interval_ms_of
 from models.drift.detection import Detection, corroborated, severity_of
 from models.drift.incidents import Incident, assign, provisional_incident_id
 from models.drift.telemetry_state import TenantTelemetry
+from models.drift.verdict import Assessment, Judge
 from models.explain.sentences import describe
 from schemas.detection import DetectionConfig
 from schemas.drift import (
     TELEMETRY_KINDS,
     Activity,
+    AlertReason,
     DriftEvent,
     DriftKind,
     Severity,
+    Verdict,
     event_id_of,
     finding_id_of,
     fingerprint_of,
@@ -27,7 +33,6 @@ MAX_REMEMBERED = 10_000
 """Closed fingerprints whose episode count is remembered; beyond it all unknown ones start at ``episode_floor``."""
 REMOVED_KEPT_WINDOWS = 1_440
 """A removed edge, or a silence, that lasts this long is accepted."""
-_ALERT_FROM = Severity.MEDIUM
 _SILENT_KINDS = frozenset({DriftKind.RATE_DROP, DriftKind.REMOVED_EDGE})
 _NEWS = frozenset({DriftKind.NEW_SERVICE, DriftKind.NEW_EDGE, DriftKind.NEW_PORT, DriftKind.NEW_EXTERNAL_EGRESS})
 _RECOVERING = frozenset(
@@ -48,9 +53,8 @@ _BEATS_MISSED = 3
 """A beacon has stopped after this many intervals without contact."""
 
 
-@dataclass(slots=True)
-class Finding:
-    """One open finding."""
+class Finding(msgspec.Struct, omit_defaults=True):
+    """One open finding. ``verdict``: None of one that was raised before logic version 3, and of its risk."""
 
     detection: Detection
     fingerprint: str
@@ -62,6 +66,15 @@ class Finding:
     last_update_index: int
     severity: Severity
     is_settled: bool
+    verdict: Verdict | None = None
+    risk: int = -1
+
+    @property
+    def is_alert(self) -> bool:
+        """Say whether it has become an alert; it stays one until it closes."""
+        if self.verdict is None:
+            return self.severity >= ALERT_FROM
+        return self.verdict.reason is AlertReason.ALERTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +91,7 @@ class Scope:
 
     Attributes:
         sights: which other lanes have what a detection is about, by name; ``None``: lanes are not compared.
+        judge: who gives the verdicts; ``None``: detectors speak for themselves, as before logic version 3.
     """
 
     tenant: str
@@ -86,6 +100,11 @@ class Scope:
     window_ms: int
     config: DetectionConfig
     sights: Callable[[Detection], tuple[Sight, ...]] | None = None
+    judge: Judge | None = None
+
+    def assess(self, fingerprint: str, detection: Detection) -> Assessment | None:
+        """Return the risk of a detection, as the judge sees it."""
+        return None if self.judge is None else self.judge.assess(fingerprint, detection)
 
 
 @dataclass(slots=True)
@@ -108,11 +127,23 @@ class FindingBook:
         if fingerprint in self.open:
             return None
         incident_id = provisional_incident_id(scope.tenant, scope.lane, index * scope.window_ms)
-        finding = self._open(scope, index, fingerprint, detection, incident_id, is_settled=False)
+        given = scope.assess(fingerprint, detection)
+        finding = self._open(scope, index, fingerprint, detection, incident_id, given, is_settled=False)
+        if scope.judge is not None and given is not None and not scope.judge.budget:
+            # Which one of many gets one of few places must not hang on how records were cut: the close says. Without
+            # a budget there is room for all.
+            finding.verdict = scope.judge.alert(detection, given, time_ms)
         return _event(scope, finding, Activity.CREATE, index, time_ms=time_ms, is_early=True)
 
     def _open(
-        self, scope: Scope, index: int, fingerprint: str, detection: Detection, incident_id: str, is_settled: bool
+        self,
+        scope: Scope,
+        index: int,
+        fingerprint: str,
+        detection: Detection,
+        incident_id: str,
+        given: Assessment | None,
+        is_settled: bool,
     ) -> Finding:
         episode = self.closed.get(fingerprint, self.episode_floor)
         finding = Finding(
@@ -124,8 +155,10 @@ class FindingBook:
             opened_index=index,
             last_evidence_index=index,
             last_update_index=index,
-            severity=severity_of(detection.risk),
+            severity=severity_of(detection.risk) if given is None else given.severity,
             is_settled=is_settled,
+            verdict=None if given is None else given.verdict,
+            risk=-1 if given is None else given.risk,
         )
         self.open[fingerprint] = finding
         return finding
@@ -143,33 +176,60 @@ class FindingBook:
             scope.tenant, scope.lane, scope.generation, index, [ordered[n] for n in fresh], self.incidents
         )
         incident_of = dict(zip(fresh, incident_ids, strict=True))
-        events = []
+        told: list[tuple[Finding, Activity]] = []
+        asking: list[tuple[Finding, Assessment, bool]] = []
         for number, (fingerprint, detection) in enumerate(zip(fingerprints, ordered, strict=True)):
+            given = scope.assess(fingerprint, detection)
             finding = self.open.get(fingerprint)
+            activity = Activity.UPDATE
+            was_candidate = False
             if finding is None:
-                finding = self._open(scope, index, fingerprint, detection, incident_of[number], is_settled=True)
-                events.append(_event(scope, finding, Activity.CREATE, index))
+                activity = Activity.CREATE
+                finding = self._open(scope, index, fingerprint, detection, incident_of[number], given, is_settled=True)
+                asks = True
             elif not finding.is_settled:
                 finding.incident_id = incident_of[number]
                 finding.opened_index = index
                 finding.is_settled = True
-                self._renew(finding, detection, index)
-                events.append(_event(scope, finding, Activity.UPDATE, index))
+                self._renew(finding, detection, index, given)
+                asks = True
             else:
-                rises = severity_of(detection.risk) > finding.severity
+                severity = severity_of(detection.risk) if given is None else given.severity
+                # Quiet windows make it rarer all the time: only more of an effect is news.
+                rises = severity > finding.severity and (given is None or detection.risk > finding.detection.risk)
                 due = index - finding.last_update_index >= scope.config.update_every_windows
                 finding.last_evidence_index = index
-                if rises or due:
-                    self._renew(finding, detection, index)
-                    events.append(_event(scope, finding, Activity.UPDATE, index))
-        return events
+                if not (rises or due):
+                    continue
+                asks, was_candidate = severity > finding.severity, finding.severity >= ALERT_FROM
+                self._renew(finding, detection, index, given)
+            told.append((finding, activity))
+            if number in incident_of and scope.judge is not None:
+                scope.judge.count(detection)
+            if asks and given is not None and not finding.is_alert:
+                asking.append((finding, given, not was_candidate))
+        _ask(scope, (index + 1) * scope.window_ms, asking)
+        return [_event(scope, finding, activity, index) for finding, activity in told]
 
     @staticmethod
-    def _renew(finding: Finding, detection: Detection, index: int) -> None:
+    def _renew(finding: Finding, detection: Detection, index: int, given: Assessment | None) -> None:
+        was_alert = finding.is_alert
         finding.detection = detection
-        finding.severity = severity_of(detection.risk)
+        finding.severity = severity_of(detection.risk) if given is None else given.severity
         finding.last_evidence_index = index
         finding.last_update_index = index
+        if given is None:
+            return
+        finding.risk = given.risk
+        before = finding.verdict or Verdict(AlertReason.ALERTED if was_alert else AlertReason.LOW_RISK, 0)
+        finding.verdict = msgspec.structs.replace(
+            given.verdict,
+            reason=before.reason,
+            budget=before.budget,
+            alerts=before.alerts,
+            level=before.level,
+            note=before.note,
+        )
 
     def rename(self, scope: Scope, index: int, names: Mapping[str, str]) -> list[DriftEvent]:
         """Follow services that got other names; ``index``: the last window judged.
@@ -258,6 +318,14 @@ class FindingBook:
             self.episode_floor = max(self.episode_floor, self.closed.pop(next(iter(self.closed))))
 
 
+def _ask(scope: Scope, time_ms: int, asking: list[tuple[Finding, Assessment, bool]]) -> None:
+    """Ask for places among the day's alerts, the highest risk first: ``(finding, its risk, it was no candidate)``."""
+    if scope.judge is None:
+        return
+    for finding, given, is_new in sorted(asking, key=lambda each: (-each[1].risk, each[0].detection.sort_key)):
+        finding.verdict = scope.judge.alert(finding.detection, given, time_ms, is_new)
+
+
 def key_of(tenant: str, lane: str, detection: Detection) -> str:
     """Return the key of a finding among a tenant's open ones in a lane."""
     return fingerprint_of(
@@ -306,6 +374,8 @@ def _event(
         window_ms=scope.window_ms,
         first_seen_ms=detection.first_seen_ms,
         also_seen=tuple((other.lane, other.since_ms) for other in others),
+        verdict=finding.verdict,
+        risk=finding.risk,
     )
     is_seen_twice = bool(others) and detection.kind in _NEWS
     return DriftEvent(
@@ -320,9 +390,9 @@ def _event(
         activity=activity,
         episode=finding.episode,
         severity=finding.severity,
-        risk_score=detection.risk,
+        risk_score=detection.risk if finding.verdict is None else finding.risk,
         confidence=corroborated(detection.confidence) if is_seen_twice else detection.confidence,
-        is_alert=activity is not Activity.CLOSE and finding.severity >= _ALERT_FROM,
+        is_alert=activity is not Activity.CLOSE and finding.is_alert,
         is_early=is_early,
         time_ms=start_ms + scope.window_ms if time_ms is None else time_ms,
         window_start_ms=start_ms,
@@ -340,4 +410,5 @@ def _event(
         checks=explanation.checks,
         close_reason=close_reason,
         seen_in=() if scope.sights is None else tuple(sorted([scope.lane, *(other.lane for other in others)])),
+        verdict=finding.verdict,
     )

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.explain.checks import checks_for
+from models.explain.verdicts import verdict_sentences
 from models.explain.wording import duration, edge_of, instant, name_of, number, port_of, quantity, weekday_of
-from schemas.drift import RECURRENCE, TELEMETRY_KINDS, Activity, DriftKind, EdgeRef, Evidence
+from schemas.drift import RECURRENCE, TELEMETRY_KINDS, Activity, DriftKind, EdgeRef, Evidence, Verdict
 
 MAX_EDGES_NAMED = 5
 MAX_EVIDENCE_TOLD = 4
@@ -130,6 +131,8 @@ def describe(
     window_ms: int,
     first_seen_ms: int = -1,
     also_seen: Sequence[tuple[str, int]] = (),
+    verdict: Verdict | None = None,
+    risk: int = 0,
 ) -> Explanation:
     """Explain one event of a finding.
 
@@ -138,6 +141,7 @@ def describe(
         close_reason: why it ended, on Close alone. window_ms: length of the lane's windows.
         first_seen_ms: event time of the first sign, Unix epoch ms; -1 leaves it out.
         also_seen: other lanes that have the subject, and the event time since when; -1 where that is not known.
+        verdict: how the ``risk``, 0..100, came about, and why it is an alert or none.
     """
     subject = _subject(src, dst, port, protocol)
     sentences = [_opening(activity, close_reason, kind)] if activity is not Activity.CREATE else []
@@ -157,6 +161,8 @@ def describe(
         sentences.append(f"First sign at {instant(first_seen_ms)}.")
     if also_seen:
         sentences.append(_lanes_sentence(kind, activity, also_seen))
+    if verdict is not None and activity is not Activity.CLOSE:
+        sentences += verdict_sentences(verdict, risk)
     wording = _TITLES[kind] if src and dst else _BORDER_TITLES.get((kind, not src), _TITLES[kind])
     title = wording.format(subject=subject)
     return Explanation(

@@ -184,8 +184,9 @@ def _judge_index(lane: LaneState, index: int, output: Output, is_over: bool) -> 
         lane.quiet_floor = max(lane.quiet_floor, index)
     for number, found in close_guard(lane, index, whole, is_over).items():
         detections[number] += found
+    counted: set[int] = set()
     if table is not None:
-        _close_window(lane, table, detections, output, may_drop=whole and not is_over)
+        counted = _close_window(lane, table, detections, output, may_drop=whole and not is_over)
     if not is_over:
         _fire_deadlines(lane, index, detections, output)
     lane.judged_index = max(lane.judged_index, index)
@@ -194,6 +195,8 @@ def _judge_index(lane: LaneState, index: int, output: Output, is_over: bool) -> 
     for number in sorted(lane.tenants, key=lambda n: lane.registry.tenants[n]):
         state = lane.tenants[number]
         if not detections.get(number) and not state.book.open:
+            if number in counted and lane.logic >= PRODUCERS_OWN:
+                state.rarity.close((index + 1) * lane.config.window_ms, {})
             continue
         tenant = lane.registry.tenants[number]
         scope = lane.scope(tenant)
@@ -217,6 +220,10 @@ def _judge_index(lane: LaneState, index: int, output: Output, is_over: bool) -> 
             source=lane.guard.tenants.get(number),
             is_over=is_over,
         )
+        if scope.judge is not None and number in counted:
+            state.rarity.close((index + 1) * lane.config.window_ms, scope.judge.began)
+        elif scope.judge is not None:
+            state.rarity.add(scope.judge.began)
     if index % _FORGET_EVERY == 0:
         _forget(lane, index)
 
@@ -266,7 +273,8 @@ def _fire_deadlines(lane: LaneState, index: int, detections: dict[int, list[Dete
 
 def _close_window(
     lane: LaneState, table: WindowTable, detections: dict[int, list[Detection]], output: Output, may_drop: bool
-) -> None:
+) -> set[int]:
+    """Judge a window's rows and move on what they teach; return the tenants of theirs that were past learning."""
     registry = lane.registry
     columns, overflow = columns_of(lane, table)
     present = columns.present
@@ -318,6 +326,7 @@ def _close_window(
         if state.edges.quarantine:
             registry.release([number for number, last in state.edges.quarantine if last <= table.index])
             state.edges.quarantine = [entry for entry in state.edges.quarantine if entry[1] > table.index]
+    return {tenant for tenant in tenants if learned[tenant]}
 
 
 def _remember(lane: LaneState, index: int, present: IntColumn) -> None:

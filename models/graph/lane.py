@@ -9,9 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from models.drift import structural
+from models.drift.alerting import AlertLedger
 from models.drift.calendar import Calendar
 from models.drift.detection import Detection
 from models.drift.findings import FindingBook, Scope, Sight
+from models.drift.rarity import Rarity
+from models.drift.verdict import Judge
 from models.graph.admission import TenantEdges
 from models.graph.clock import LaneClock
 from models.graph.guard import SourceGuard
@@ -43,6 +46,7 @@ class TenantState:
         is_newcomer: another live lane had learned the tenant already when this one first heard of it.
         settling: present while the names of the tenant's endpoints have just changed.
         calendar: when its edges and services departed before.
+        rarity: what its findings' risks rest on; from logic version 3 on.
     """
 
     closed_windows: int = 0
@@ -51,6 +55,7 @@ class TenantState:
     is_newcomer: bool = False
     settling: Settling | None = None
     calendar: Calendar = field(default_factory=Calendar)
+    rarity: Rarity = field(default_factory=Rarity)
 
 
 class LaneState:
@@ -65,6 +70,7 @@ class LaneState:
         beside: the other live lanes (models/graph/corroboration.py), set with every record.
         guard: what is known of its sources: whether they lose data.
         rules_of: each tenant's inventory.
+        ledgers: each tenant's alerts; all live lanes have the same ones.
     """
 
     def __init__(self, config: LaneConfig) -> None:
@@ -84,6 +90,7 @@ class LaneState:
         self.logic = LOGIC_VERSION
         self.beside: tuple[LaneState, ...] = ()
         self.rules_of: Mapping[str, Rules] = {}
+        self.ledgers: dict[str, AlertLedger] = {}
         self._namings: dict[str, Naming] = {}
 
     def naming(self, tenant: str) -> Naming:
@@ -144,14 +151,21 @@ class LaneState:
 
     def scope(self, tenant: str) -> Scope:
         """Return whose findings these are."""
+        is_judged = self.logic >= PRODUCERS_OWN
         return Scope(
             tenant,
             self.config.name,
             self.config.generation,
             self.config.window_ms,
             self.detection(tenant),
-            partial(self._sights, tenant) if self.logic >= PRODUCERS_OWN else None,
+            partial(self._sights, tenant) if is_judged else None,
+            self._judge(tenant) if is_judged else None,
         )
+
+    def _judge(self, tenant: str) -> Judge:
+        rarity = self.tenant_state(self.registry.tenant_number[tenant]).rarity
+        ledger = self.ledgers.setdefault(tenant, AlertLedger())
+        return Judge(rarity, ledger, self.detection(tenant).alerts_per_day)
 
     def _sights(self, tenant: str, detection: Detection) -> tuple[Sight, ...]:
         """Return which other live lanes have seen what a detection is about."""

@@ -5,12 +5,13 @@ from functools import partial
 
 import msgspec
 
+from models.drift.alerting import AlertLedger
 from models.graph import corroboration
 from models.graph.closing import advance, close_all
 from models.graph.declaration import declared_by, first_fields, without_later_fields
 from models.graph.folding import fold
 from models.graph.guarding import note_losses
-from models.graph.lane import LaneState
+from models.graph.lane import LIVE, LaneState
 from models.graph.logic import IDLE_EXPIRES, LOGIC_VERSION, PRODUCERS_OWN, Logic
 from models.graph.output import Output
 from models.graph.renaming import rename
@@ -23,6 +24,7 @@ from schemas.tenant_log import Control, LaneConfig, LogRecord, Progress, unpack_
 
 TENANT_SETTINGS = "tenant-settings"
 """Kind of control whose value overrides ``DetectionConfig`` fields of one tenant."""
+LIVE_LANES = ""
 MAX_SETTING = 1_000_000_000
 """No threshold means more than this, and arithmetic with it stays within bounds."""
 _FLOATS = frozenset(
@@ -39,6 +41,7 @@ class Machine:
         settings: overridden detection fields per tenant.
         inventories: rules by which services are named, per tenant; not before logic version `PRODUCERS_OWN`.
         taken: replayed dead letters that were folded, here or in another partition of the log.
+        ledgers: alerts of each tenant, by lane; those of all live lanes together, under ``LIVE_LANES``.
         stored: digests of the inventory's documents that the last checkpoint holds; nothing judges by it.
         logic: the logic version in force.
 
@@ -55,6 +58,7 @@ class Machine:
         self.settings: dict[str, dict[str, int | float]] = {}
         self.inventories: dict[str, Rules] = {}
         self.taken = TakenOrigins()
+        self.ledgers: dict[str, dict[str, AlertLedger]] = {}
         self.stored: frozenset[str] = frozenset()
 
     def apply(self, offset: int, record: LogRecord) -> Output:
@@ -203,9 +207,15 @@ class Machine:
             if values
         }
 
+    def share_ledgers(self, lane: LaneState) -> None:
+        """Give a lane the alerts of its tenants: live lanes those they have in common."""
+        name = LIVE_LANES if lane.config.mode == LIVE else lane.config.name
+        lane.ledgers = self.ledgers.setdefault(name, {})
+
     def _declare(self, lane: LaneState, config: LaneConfig) -> None:
         lane.declare(config)
         self.take_settings(lane)
+        self.share_ledgers(lane)
 
     def _apply_to_lane(self, record: LogRecord, config: LaneConfig) -> Output:
         output = Output()
@@ -218,6 +228,9 @@ class Machine:
             lane = self.lanes[config.name] = LaneState(config)
             lane.logic = self.logic.in_force
             self.take_settings(lane)
+            if config.mode != LIVE:
+                self.ledgers.pop(config.name, None)
+            self.share_ledgers(lane)
         elif config.generation < lane.config.generation:
             output.counts["stale_generation"] += record.rows.count if record.rows is not None else 0
             return output

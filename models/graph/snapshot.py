@@ -36,6 +36,15 @@ from models.graph.naming_state import (
 )
 from models.graph.registry import COLUMNS_SINCE_4, PAGE_ROWS, Columns
 from models.graph.taken import TakenOrigins
+from models.graph.verdict_state import (
+    SavedRarity,
+    ledger_chunks,
+    ledger_counts,
+    mark_ledgers_stored,
+    restore_ledgers,
+    restore_rarity,
+    saved_rarity,
+)
 from models.graph.window import WindowTable
 from schemas.errors import CheckpointError, WireFormatError
 from schemas.graph import FIRST_MEASURES, MEASURES
@@ -88,6 +97,7 @@ class _Tenant(msgspec.Struct, omit_defaults=True):
     is_newcomer: bool = False
     settling: SavedSettling | None = None
     calendar: int = 0
+    rarity: SavedRarity | None = None
 
 
 class _Member(msgspec.Struct):
@@ -132,6 +142,7 @@ class _Meta(msgspec.Struct, omit_defaults=True):
 
     ``logic``: absent means version 1, and nobody who could run a later one.
     ``inventories``: the digest of each document of each tenant. ``halves``: chunks of halves of calls, by lane.
+    ``ledgers``: tenants whose alerts are counted, by lane.
     """
 
     version: int
@@ -143,6 +154,7 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     logic: Logic | None = None
     inventories: dict[str, dict[str, str]] = {}
     halves: dict[str, int] = {}
+    ledgers: dict[str, int] = {}
 
 
 class _Window(msgspec.Struct):
@@ -224,6 +236,7 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
         for page, name in enumerate(_taken_pages(source, len(positions))):
             some = positions[page * TAKEN_PAGE : (page + 1) * TAKEN_PAGE]
             yield name, _encoder.encode(pack_positions(some)) if changed else None
+    yield from ledger_chunks(machine, everything)
     for digest, document in sorted(documents_of(machine).items()):
         yield document_name(digest), document.data if everything or digest not in machine.stored else None
     meta = _Meta(
@@ -236,6 +249,7 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
         None if _is_first_logic(machine) else machine.logic,
         {tenant: rules.digests for tenant, rules in sorted(machine.inventories.items())},
         halves,
+        ledger_counts(machine),
     )
     yield "meta", _encoder.encode(meta)
 
@@ -259,6 +273,7 @@ def mark_clean(machine: Machine) -> None:
         lane.registry.service_pages.clear()
         for state in lane.tenants.values():
             state.calendar.changed = False
+    mark_ledgers_stored(machine)
     machine.taken.mark_clean()
     machine.stored = frozenset(documents_of(machine))
 
@@ -332,6 +347,7 @@ def _tenant(number: int, state: TenantState) -> _Tenant:
         is_newcomer=state.is_newcomer,
         settling=None if state.settling is None else head_of(state.settling),
         calendar=-(-len(state.calendar.occasions) // CALENDAR_PAGE),
+        rarity=saved_rarity(state.rarity),
     )
 
 
@@ -408,6 +424,7 @@ def _restore(chunks: dict[str, bytes], can_run: int) -> Machine:
             for source, partition, size in meta.taken
         }
     )
+    restore_ledgers(machine, meta.ledgers, chunks)
     documents = Documents(chunks)
     machine.inventories = {tenant: documents.rules(digests) for tenant, digests in meta.inventories.items()}
     for saved in meta.lanes:
@@ -415,6 +432,7 @@ def _restore(chunks: dict[str, bytes], can_run: int) -> Machine:
         _restore_halves(machine.lanes[saved.config.name], meta.halves.get(saved.config.name, 0), chunks)
         machine.lanes[saved.config.name].logic = machine.logic.in_force
         machine.take_settings(machine.lanes[saved.config.name])
+        machine.share_ledgers(machine.lanes[saved.config.name])
     return machine
 
 
@@ -474,6 +492,7 @@ def _restore_lane(saved: _Lane, chunks: dict[str, bytes], documents: Documents) 
         lane.tenants[tenant.number] = TenantState(
             tenant.closed_windows, edges_of, book, tenant.is_newcomer, settling, calendar
         )
+        lane.tenants[tenant.number].rarity = restore_rarity(tenant.rarity)
     _restore_guard(lane.guard, name, chunks)
     return lane
 

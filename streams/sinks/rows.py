@@ -40,6 +40,19 @@ _EVIDENCE = pa.list_(
         ]
     )
 )
+_VERDICT = pa.struct(
+    [
+        ("reason", pa.string()),
+        ("effect", pa.uint8()),
+        ("windows", pa.uint32()),
+        ("windows_alike", pa.uint32()),
+        ("budget", pa.uint32()),
+        ("alerts", pa.uint32()),
+        ("level", pa.uint8()),
+        ("feedback", pa.int8()),
+        ("note", pa.string()),
+    ]
+)
 _ARROW_TYPES: dict[str, Any] = {
     "String": pa.string(),
     "LowCardinality(String)": pa.string(),
@@ -57,6 +70,7 @@ _ARROW_TYPES: dict[str, Any] = {
     "Array(UInt64)": pa.list_(pa.uint64()),
     DRIFT_EVENTS.columns["edges"]: _EDGES,
     DRIFT_EVENTS.columns["evidence"]: _EVIDENCE,
+    DRIFT_EVENTS.columns["verdict"]: _VERDICT,
 }
 
 
@@ -195,6 +209,7 @@ def graph_rows(value: bytes) -> Rows:
     return window_row(chunk) if chunk.is_marker else edge_rows(chunk)
 
 
+_NO_VERDICT = {field.name: "" if field.type == pa.string() else 0 for field in _VERDICT}
 _SAME_IN_EVENT = tuple(name for name in DRIFT_EVENTS.sent_columns if name in DriftEvent.__struct_fields__)
 
 
@@ -218,6 +233,7 @@ def event_row(event: DriftEvent, ocsf_json: str) -> Rows:
         "edges": [[msgspec.structs.asdict(edge) for edge in event.edges]],
         "evidence": [[msgspec.structs.asdict(item) for item in event.evidence]],
         "checks": [list(event.checks)],
+        "verdict": [_NO_VERDICT if event.verdict is None else msgspec.structs.asdict(event.verdict)],
         "ocsf": [ocsf_json],
     }
     return _rows(DRIFT_EVENTS, event.window_start_ms, columns)

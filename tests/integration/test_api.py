@@ -148,6 +148,7 @@ def event_row(tenant: str, number: int, **changes: Any) -> dict[str, Any]:
         "checks": ["look at payment"],
         "close_reason": "",
         "seen_in": ["default", "vpc"],
+        "verdict": ("alerted", 70, 300, 2, 20, 4, 41, -10, ""),
         "ocsf": "{}",
     }
     return row | changes
@@ -275,6 +276,10 @@ async def test_drift_events_come_newest_first_with_all_fields(client: httpx.Asyn
     assert event["technique"]["technique_id"] == "T1499"
     assert (event["activity"], event["severity"], event["kind"]) == ("create", "high", "latency_increase")
     assert event["seen_in"] == ["default", "vpc"]
+    assert event["verdict"] == {
+        **{"reason": "alerted", "effect": 70, "windows": 300, "windows_alike": 2, "budget": 20, "alerts": 4},
+        **{"level": 41, "feedback": -10, "note": ""},
+    }
 
 
 @pytest.mark.parametrize(

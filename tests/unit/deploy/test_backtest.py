@@ -24,7 +24,7 @@ KEYS = [
     *("event_id", "finding_id", "fingerprint", "incident_id", "tenant", "lane", "generation", "kind", "activity"),
     *("episode", "severity", "risk_score", "confidence", "is_alert", "is_early", "time_ms", "window_start_ms"),
     *("window_end_ms", "first_seen_ms", "src", "dst", "port", "protocol", "edges", "edges_total", "evidence", "title"),
-    *("message", "checks", "close_reason", "seen_in"),
+    *("message", "checks", "close_reason", "seen_in", "verdict"),
 ]
 START_S = 1_700_000_000
 

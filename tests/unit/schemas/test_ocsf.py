@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.drift import Activity, DriftEvent, DriftKind, EdgeRef, Evidence, Severity
+from schemas.drift import Activity, AlertReason, DriftEvent, DriftKind, EdgeRef, Evidence, Severity, Verdict
 from schemas.errors import WireFormatError
 from schemas.ocsf import EVENT_TYPE, cloudevents_headers, decode_event, encode_event, event_key, number_text
 from tests.unit.schemas.events import START_MS, WINDOW_MS, make_event
@@ -140,6 +140,19 @@ events = st.builds(
     message=st.text(max_size=40),
     checks=st.lists(st.text(min_size=1, max_size=20), max_size=3).map(tuple),
     close_reason=st.text(max_size=20),
+    verdict=st.none()
+    | st.builds(
+        Verdict,
+        reason=st.sampled_from(AlertReason),
+        effect=st.integers(0, 100),
+        windows=whole,
+        windows_alike=whole,
+        budget=whole,
+        alerts=whole,
+        level=st.integers(0, 101),
+        feedback=st.integers(-40, 40),
+        note=name,
+    ),
 )
 
 
