@@ -133,6 +133,14 @@ def most_in_a_day(findings: Iterable[dict[str, Any]]) -> int:
     return most
 
 
+def verdicts_by_day(findings: Iterable[dict[str, Any]]) -> dict[int, Counter[str]]:
+    """Return why findings are alerts or none, by day since the epoch."""
+    reasons: dict[int, Counter[str]] = {}
+    for finding in findings:
+        reasons.setdefault(finding["time_ms"] // (24 * HOUR_MS), Counter())[finding["verdict"]["reason"]] += 1
+    return dict(sorted(reasons.items()))
+
+
 def report(given: Input, findings: list[dict[str, Any]], said: str, took_s: float) -> None:
     """Print what a run found."""
     hours = max(given.span_ms / HOUR_MS, 1e-9)
@@ -145,6 +153,9 @@ def report(given: Input, findings: list[dict[str, Any]], said: str, took_s: floa
     alerts = sum(finding["is_alert"] for finding in findings)
     print(f"   {'all':<20} {len(findings):>6,}  {len(findings) / hours:8.2f} an hour; {alerts:,} of them alerts")
     print(f"   most within 24 hours: {most_in_a_day(findings):,}")
+    for day, reasons in verdicts_by_day(findings).items():
+        listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+        print(f"   {datetime.fromtimestamp(day * 86_400, UTC):%m-%d}: {listed}")
     for hour, counts in by_hour(findings).items():
         began = datetime.fromtimestamp(hour * 3_600, UTC)
         listed = ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())

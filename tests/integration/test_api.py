@@ -277,8 +277,15 @@ async def test_drift_events_come_newest_first_with_all_fields(client: httpx.Asyn
     assert (event["activity"], event["severity"], event["kind"]) == ("create", "high", "latency_increase")
     assert event["seen_in"] == ["default", "vpc"]
     assert event["verdict"] == {
-        **{"reason": "alerted", "effect": 70, "windows": 300, "windows_alike": 2, "budget": 20, "alerts": 4},
-        **{"level": 41, "feedback": -10, "note": ""},
+        "reason": "alerted",
+        "effect": 70,
+        "windows": 300,
+        "windows_alike": 2,
+        "budget": 20,
+        "alerts": 4,
+        "level": 41,
+        "feedback": -10,
+        "note": "",
     }
 
 
