@@ -1,5 +1,7 @@
 """Risk is the share of windows in which such a finding or a stronger one begins; at first, what its effect is rated."""
 
+from collections.abc import Mapping, Sequence
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from schemas.drift import DriftKind, Evidence
 SURGE, EDGE = DriftKind.RATE_SURGE, DriftKind.NEW_EDGE
 
 
-def rarity_of(windows: list[dict[str, float]]) -> Rarity:
+def rarity_of(windows: Sequence[Mapping[str, float]]) -> Rarity:
     rarity = Rarity()
     for index, began in enumerate(windows):
         rarity.close(index * 10_000, began)

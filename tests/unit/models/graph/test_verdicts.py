@@ -118,9 +118,9 @@ def test_live_lanes_of_a_tenant_have_one_budget() -> None:
             lane, detection=DetectionConfig(learning_windows=3, alerts_per_day=4, fan_out_min=1_000)
         )
     for index in range(9):
-        for number, lane in enumerate(feed.config):
+        for number, name in enumerate(feed.config):
             flows = usual([index]) + (peers(index) if index < 6 else [])
-            feed.send(lane, flows + (news(index, 6, first=6 * number) if index == 6 else []))
+            feed.send(name, flows + (news(index, 6, first=6 * number) if index == 6 else []))
     alerts = Counter(event.lane for event in feed.output.events if event.is_alert)
     assert alerts["hubble"] + alerts["vpc"] == 1 and alerts["replay:old"] == 1
 
