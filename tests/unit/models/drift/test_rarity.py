@@ -10,7 +10,8 @@ from models.drift.detection import Detection
 from models.drift.rarity import HALF_LIFE_MS, Rarity, Tail, risk_of, score_of
 from schemas.drift import DriftKind, Evidence
 
-SURGE, EDGE = DriftKind.RATE_SURGE, DriftKind.NEW_EDGE
+SURGE: str = DriftKind.RATE_SURGE.value
+EDGE: str = DriftKind.NEW_EDGE.value
 
 
 def rarity_of(windows: Sequence[Mapping[str, float]]) -> Rarity:
@@ -74,5 +75,5 @@ def test_a_detection_is_as_loud_as_its_loudest_evidence_and_a_sample_is_none() -
         return Evidence(signal, 1.0, 1.0, "", score, 1, 1, "robust-z")
 
     items = (evidence("calls_per_window", -9.0), evidence("bytes_per_window", 7.0), evidence("sampled", 99.0))
-    assert score_of(Detection(SURGE, "a", "b", 1, 6, (), 0, items, 50, 50, 0)) == 9.0
-    assert score_of(Detection(SURGE, "a", "b", 1, 6, (), 0, (), 50, 50, 0)) == 0.0
+    assert score_of(Detection(DriftKind.RATE_SURGE, "a", "b", 1, 6, (), 0, items, 50, 50, 0)) == 9.0
+    assert score_of(Detection(DriftKind.RATE_SURGE, "a", "b", 1, 6, (), 0, (), 50, 50, 0)) == 0.0
