@@ -44,6 +44,8 @@ PARTS: dict[str, Part] = {
     "bytes": Part("more bytes than usual", kinds=frozenset({DriftKind.BYTES_SURGE})),
     "errors": Part("more errors than usual", kinds=frozenset({DriftKind.ERROR_INCREASE})),
     "latency": Part("slower than usual", kinds=frozenset({DriftKind.LATENCY_INCREASE})),
+    "slow drift": Part("what creeps", detectors=frozenset({"page-hinkley"})),
+    "recurrence": Part("what comes back at its hour", thresholds={"recurring_after": 0}),
     "score": Part("the robust z-score: a minimum effect alone is enough", thresholds={"z_threshold": 0.0}),
     "effect": Part(
         "the minimum effect: a high score alone is enough",
