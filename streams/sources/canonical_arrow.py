@@ -19,6 +19,7 @@ from streams.result import WHOLE_MESSAGE, Refusal, Rejected, short
 from streams.sources.canonical_json import ARROW_STREAM
 from streams.sources.coded import Coded, arrow_of, code_tenants, group_coded, names_of, values_of
 from streams.sources.format import MEASURES, Decoded, Grouping, Reporters, Tenants
+from streams.sources.json_records import wire_prefix
 
 Mask = npt.NDArray[np.bool_]
 
@@ -346,7 +347,7 @@ class CanonicalArrow:
             if not value.startswith(ARROW_STREAM):
                 reason = Reason.MALFORMED if value else Reason.EMPTY
                 detail = (
-                    "not an Arrow IPC stream, and the topic's format is canonical-arrow"
+                    wire_prefix(value) or "not an Arrow IPC stream, and the topic's format is canonical-arrow"
                     if value
                     else "the message is empty"
                 )

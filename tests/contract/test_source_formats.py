@@ -70,6 +70,14 @@ def test_no_example_changes_what_becomes_of_its_neighbours(name: str) -> None:
     assert as_seen(reading.decode(values[::-1])) == backwards
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("behind", [b'{"a":1}', b"\x0a\x02", b"\xff\xff\xff\xff"])
+def test_a_schema_registrys_prefix_is_named(name: str, behind: bytes) -> None:
+    decoded = source_format(name).decode([b"\0\0\0\0\7" + behind])
+    assert [bad.reason for bad in decoded.rejected] == ["malformed"] and not decoded.runs
+    assert "Confluent wire prefix (schema id 7)" in decoded.rejected[0].detail
+
+
 def test_every_format_has_examples_good_and_bad() -> None:
     for name in PRODUCERS:
         cases = cases_of(name)
