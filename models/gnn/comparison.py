@@ -69,7 +69,7 @@ def compare_injected(
             drifted = inject(window, kind, history.edges, generator)
             if drifted is None:
                 continue
-            sample = copy.deepcopy(history).take(drifted[0])
+            sample = history.look(drifted[0])
             is_drift = np.zeros(sample.present, dtype=np.bool_)
             is_drift[drifted[1]] = True
             ranked[kind].add(scores_of(calibration, sample, judge(weights, sample)), is_drift)

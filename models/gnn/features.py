@@ -116,6 +116,20 @@ class GraphHistory:
             self._tidy()
         return sample
 
+    def look(self, window: WindowEdges) -> GraphSample:
+        """Return the window's graph as ``take`` would, and learn nothing."""
+        columns, since, external = self._columns, self._node_since, self._external
+        known = len(self._edges)
+        rows = self._rows_of(window.keys)
+        sample = self._sample(window, rows, rows >= known)
+        # Columns are replaced when they grow, never grown in place: the former ones are as they were.
+        self._columns, self._node_since, self._external = columns, since, external
+        while len(self._edges) > known:
+            self._edges.popitem()
+        while len(self._nodes) > len(external):
+            self._nodes.popitem()
+        return sample
+
     def _rows_of(self, keys: list[EdgeKey]) -> Ints:
         before = len(self._edges)
         rows = np.fromiter(

@@ -86,12 +86,13 @@ def judge(weights: Weights, sample: GraphSample, *, all_links: bool = False) -> 
     fold[: sample.present] = fold_of(sample.present)
     logit = np.full(sample.present, np.nan, dtype=np.float32)
     is_asked = sample.is_new | all_links
+    sides = _sides(sample.src, sample.dst, len(nodes))
     told = np.zeros((sample.present, 2 * len(SIGNALS)), dtype=np.float32)
     for number in range(FOLDS):
         hidden = np.flatnonzero(fold == number)
         if not len(hidden):
             continue
-        embedded = embed(weights, nodes, edges, sample.src, sample.dst, fold != number)
+        embedded = _embed(weights, nodes, edges, sides, fold != number)
         src, dst = sample.src[hidden], sample.dst[hidden]
         asked = is_asked[hidden]
         if asked.any():
@@ -103,14 +104,21 @@ def judge(weights: Weights, sample: GraphSample, *, all_links: bool = False) -> 
 
 def embed(weights: Weights, nodes: Singles, edges: Singles, src: Ints, dst: Ints, kept: Mask) -> Singles:
     """Return each node's embedding, ``(N, HIDDEN)`` of unit length or 0, over the edges that are kept."""
-    count, src, dst = len(nodes), src[kept], dst[kept]
-    edges = edges[kept]
-    sides = [_Side.of(dst, src, edges, count), _Side.of(src, dst, edges, count)]
+    return _embed(weights, nodes, edges, _sides(src, dst, len(nodes)), kept)
+
+
+def _sides(src: Ints, dst: Ints, count: int) -> tuple["_Side", "_Side"]:
+    return _Side.of(dst, src, count), _Side.of(src, dst, count)
+
+
+def _embed(weights: Weights, nodes: Singles, edges: Singles, sides: tuple["_Side", "_Side"], kept: Mask) -> Singles:
+    near = [side.kept(kept, edges, len(nodes)) for side in sides]
     state = nodes
     for layer in range(LAYERS):
         total = state @ weights[f"self_{layer}"] + weights[f"bias_{layer}"]
-        for side, name in zip(sides, ("callers", "callees"), strict=True):
-            total += side.mean_of(state @ weights[f"{name}_{layer}"])
+        for side, name in zip(near, ("callers", "callees"), strict=True):
+            # The mean comes before the product: at first nodes have fewer features than hidden ones.
+            total += side.mean_of(state) @ weights[f"{name}_{layer}"]
             total += side.edges @ weights[f"{name}_edge_{layer}"]
         np.maximum(total, 0, out=total)
         length = np.sqrt(np.square(total).sum(axis=1)).astype(np.float32)
@@ -136,20 +144,38 @@ def _head(weights: Weights, head: str, embedded: Singles, src: Ints, dst: Ints, 
 
 @dataclass(frozen=True, slots=True)
 class _Side:
+    """All edges sorted by one end: which they are, that end, and the other. Shapes: ``(E,)`` int64 each."""
+
+    neighbour: Ints
+    order: Ints
+    at: Ints
+
+    @classmethod
+    def of(cls, at: Ints, neighbour: Ints, count: int) -> "_Side":
+        """Sort edges by their end ``at``, of ``count`` nodes."""
+        places = np.arange(len(at), dtype=np.int32)
+        order = csr_matrix((places, (at, places)), shape=(count, len(at))).indices.astype(np.int64)
+        return cls(neighbour[order], order, at[order])
+
+    def kept(self, kept: Mask, edges: Singles, count: int) -> "_Neighbours":
+        """Return the means over the edges that are kept."""
+        rows = kept[self.order]
+        order, degree = self.order[rows], np.bincount(self.at[rows], minlength=count)
+        bounds = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(degree)])
+        ones = np.ones(len(order), dtype=np.float32)
+        matrix = csr_matrix((ones, self.neighbour[rows], bounds), shape=(count, count))
+        gather = csr_matrix((ones, order, bounds), shape=(count, len(edges)))
+        share = (1.0 / np.maximum(degree, 1)).astype(np.float32)[:, None]
+        return _Neighbours(matrix, share, gather @ edges * share)
+
+
+@dataclass(frozen=True, slots=True)
+class _Neighbours:
     """Neighbours on one side: a sparse ``(N, N)`` matrix of edges, one over their number, and mean edge features."""
 
     matrix: Any
     share: Singles
     edges: Singles
-
-    @classmethod
-    def of(cls, at: Ints, neighbour: Ints, edges: Singles, count: int) -> "_Side":
-        """Bring edges together at their end ``at``."""
-        ones = np.ones(len(at), dtype=np.float32)
-        matrix = csr_matrix((ones, (at, neighbour)), shape=(count, count))
-        gather = csr_matrix((ones, (at, np.arange(len(at)))), shape=(count, len(at)))
-        share = (1.0 / np.maximum(np.bincount(at, minlength=count), 1)).astype(np.float32)[:, None]
-        return cls(matrix, share, gather @ edges * share)
 
     def mean_of(self, state: Singles) -> Singles:
         """Return the mean of the neighbours' rows, 0 where there are none."""

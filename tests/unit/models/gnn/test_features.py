@@ -57,6 +57,20 @@ def test_a_new_edge_has_no_past_and_no_deviation() -> None:
     assert sample.statistical[4] == 0
 
 
+def test_looking_learns_nothing() -> None:
+    windows = made_windows(12)
+    looked, plain = GraphHistory(), GraphHistory()
+    for window in windows[:-1]:
+        stranger = replace(window, keys=[*window.keys[:-1], ("stranger", "web", 80, 6)])
+        looked.look(stranger)
+        assert looked.look(stranger).is_new.tolist()[-1]
+        looked.take(window)
+        plain.take(window)
+    assert looked.edges == plain.edges
+    seen, expected = looked.take(windows[-1]), plain.take(windows[-1])
+    assert np.array_equal(seen.edges, expected.edges) and np.array_equal(seen.nodes, expected.nodes)
+
+
 def test_a_silent_edge_stays_in_the_graph_for_the_horizon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "HORIZON", 3)
     windows = made_windows(12)
