@@ -23,6 +23,7 @@ BENCHES = {
     "real-backtests": ("real_backtests", "DIR: findings an hour on recorded calls and a sensor's connections"),
     "edge-stream": ("edge_stream", "--data FILE: quality and speed of the edge scorer, beside peers"),
     "api": ("api", "root cause and blast radius through HTTP on 50, 1,000 and 10,000 services"),
+    "gnn": ("gnn", "--part nezha|darpa|speed: the graph model beside the statistical score (extra gnn)"),
     "root-cause": ("root_cause", "--data DIR: quality and speed of ErrorRank, with an ablation"),
 }
 """Module in tests/bench, and what it measures."""

@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import resource
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +28,8 @@ import pyarrow.parquet as pq
 
 from deploy.commands.evaluate_edges import read_edges
 from deploy.commands.evaluate_gnn import TEST_SHARE, show
+from deploy.commands.train import training_module
 from models.drift.edge_stream.scorer import EdgeScorer
-from models.gnn import training
 from models.gnn.calibration import (
     Calibration,
     EdgeScores,
@@ -74,6 +75,7 @@ def call_windows(file: Path, window_ms: int) -> list[WindowEdges]:
 
 def nezha(folder: Path, seeds: int, window_ms: int) -> dict[str, Any]:
     """Return figures by system and kind of drift."""
+    training = training_module()
     result: dict[str, Any] = {}
     cases = json.loads((folder / "nezha_cases.json").read_text())
     for file in sorted(folder.glob("nezha_*_calls_*.parquet")):
@@ -96,7 +98,7 @@ def nezha(folder: Path, seeds: int, window_ms: int) -> dict[str, Any]:
                 trained.weights, calibration, history, windows[first:], free[first:], faults, window_ms
             )
             runs.append(run)
-            print(system, "seed", seed, training_figures[-1], f"{seconds[-1]:.1f} s", flush=True)
+            print(json.dumps({"system": system, "seed": seed, "cpu_s": seconds[-1], "runs": run}), file=sys.stderr)
         result[system] = {
             "windows": len(windows),
             "judged_windows": sum(free[first:]),
@@ -180,6 +182,7 @@ def _darpa_runs(
     classes: list[str],
     seeds: int,
 ) -> dict[str, Any]:
+    training = training_module()
     history = GraphHistory()
     samples = [history.take(window) for window in windows]
     teach, stop = (int(len(samples) * share) for share in DARPA_SHARES)
@@ -191,7 +194,7 @@ def _darpa_runs(
         trained = training.train(samples[5:teach], samples[teach:stop], training.TrainingParams(seed=seed), "cpu")
         seconds.append(time.process_time() - begin)
         figures.append(trained.scores | {"epochs": trained.epochs, "best_epoch": trained.best_epoch})
-        print("darpa seed", seed, figures[-1], f"{seconds[-1]:.1f} s", flush=True)
+        print(f"darpa, seed {seed}: {figures[-1]}, {seconds[-1]:.1f} s", file=sys.stderr)
         calibration = _with_stream(trained.weights, samples[teach:stop], np.concatenate(stream[teach:stop]))
         ranked = {name: Ranked() for name in runs}
         for sample, one, kind in zip(samples[stop:], stream[stop:], kinds[stop:], strict=True):
@@ -271,7 +274,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--window-s", type=int, default=10)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    training.use_threads(1)
+    if options.part != "speed":
+        training_module().use_threads(1)
     if options.part == "speed":
         result = speed()
     elif options.part == "darpa":
@@ -291,6 +295,4 @@ def main(arguments: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import sys
-
     main(sys.argv[1:])
