@@ -20,7 +20,7 @@ pytest_plugins = [f"tests.{path.stem}" for path in sorted(Path(__file__).parent.
 
 
 # The machine may be busy: how long an example takes decides nothing.
-settings.register_profile("drift", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("drift", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("drift")
 
 
