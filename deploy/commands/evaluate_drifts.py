@@ -58,8 +58,9 @@ def drifts(
     """Inject drifts of every kind and size into traffic resampled from recorded traces; say which are told, and when.
 
     Each system has two streams of one-minute windows: one with drifts, one after another at random places and times,
-    and one that is left untouched, for false alarms a day. Only the latter has an alert budget. Recall counts findings that touch an edge of the drift in
-    its time; "nothing" is a control in which nothing was injected, so its recall is what chance gives.
+    and one that is left untouched, for false alarms a day; only the latter has an alert budget. Recall counts findings
+    that touch an edge of the drift in its time; "nothing" is a control in which nothing was injected, so its recall is
+    what chance gives.
     """
     recordings = read_recordings(data, seed)
     named = tuple(name for name in without if name != EACH)
