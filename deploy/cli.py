@@ -23,6 +23,7 @@ _COMMANDS = {
     "predict": "deploy.commands.predict:predict",
     "sources": "deploy.commands.sources:sources",
     "inventory": "deploy.commands.inventory:inventory",
+    "policies": "deploy.commands.policies:policies",
     "sql": "deploy.commands.sql:sql",
     "migrate": "deploy.commands.migrate:migrate",
     "topics": "deploy.commands.topics:topics",

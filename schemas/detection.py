@@ -34,6 +34,9 @@ class DetectionConfig(msgspec.Struct, frozen=True):
         creep_min_history: windows a signal of an edge must have been seen in before it is watched for slow drift.
         recurring_after: earlier times at the same hour, days or a week or two before, after which a departure that is
             no larger is expected and no alert; 0: never.
+        exposed_min_calls: calls from outside that a data store's port answers in a window to be exposed; 0: never.
+        crossing_min_calls: calls in a window before a namespace that newly calls another is told; 0: never.
+        policy_min_calls: calls of two services that a rule denies in a window before that is told; 0: never.
         close_after_windows: windows without new evidence after which a finding closes.
         update_every_windows: a finding that goes on is updated at most this often, unless its severity rises.
         outside_prefix_v4, outside_prefix_v6: bits of an address of the internet that its name keeps (docs/inventory.md
@@ -74,6 +77,9 @@ class DetectionConfig(msgspec.Struct, frozen=True):
     beacon_max_dispersion: float = 0.15
     creep_min_history: int = 30
     recurring_after: int = 1
+    exposed_min_calls: int = 1
+    crossing_min_calls: int = 1
+    policy_min_calls: int = 1
     close_after_windows: int = 5
     update_every_windows: int = 15
     outside_prefix_v4: int = 16
@@ -98,6 +104,9 @@ THRESHOLDS_SINCE_4 = frozenset(
         "beacon_min_hours",
         "beacon_max_dispersion",
         "creep_min_history",
+        "exposed_min_calls",
+        "crossing_min_calls",
+        "policy_min_calls",
         "recurring_after",
         "outside_prefix_v4",
         "outside_prefix_v6",

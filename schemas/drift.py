@@ -23,6 +23,9 @@ class DriftKind(StrEnum):
     ERROR_INCREASE = "error_increase"
     LATENCY_INCREASE = "latency_increase"
     BEACONING = "beaconing"
+    EXPOSED_DATASTORE = "exposed_datastore"
+    CROSS_NAMESPACE = "cross_namespace"
+    POLICY_VIOLATION = "policy_violation"
     TELEMETRY_LOSS = "telemetry_loss"
     SAMPLING_CHANGE = "sampling_change"
     SILENT_HOST = "silent_host"
@@ -38,6 +41,9 @@ STRUCTURAL_KINDS = frozenset(
         DriftKind.REMOVED_EDGE,
         DriftKind.FAN_OUT_BURST,
         DriftKind.DENIED_BURST,
+        DriftKind.EXPOSED_DATASTORE,
+        DriftKind.CROSS_NAMESPACE,
+        DriftKind.POLICY_VIOLATION,
     }
 )
 
@@ -234,6 +240,9 @@ TECHNIQUES: dict[DriftKind, Technique] = {
     DriftKind.ERROR_INCREASE: _IMPACT,
     DriftKind.LATENCY_INCREASE: _IMPACT,
     DriftKind.BEACONING: Technique("TA0011", "Command and Control", "T1071", "Application Layer Protocol"),
+    DriftKind.EXPOSED_DATASTORE: Technique("TA0001", "Initial Access", "T1133", "External Remote Services"),
+    DriftKind.CROSS_NAMESPACE: _LATERAL,
+    DriftKind.POLICY_VIOLATION: _LATERAL,
     DriftKind.TELEMETRY_LOSS: _BLINDED,
     DriftKind.SAMPLING_CHANGE: _BLINDED,
     DriftKind.SILENT_HOST: _BLINDED,

@@ -45,6 +45,7 @@ _RECOVERING = frozenset(
         DriftKind.FAN_OUT_BURST,
         DriftKind.DENIED_BURST,
         DriftKind.BEACONING,
+        DriftKind.POLICY_VIOLATION,
         DriftKind.TELEMETRY_LOSS,
         DriftKind.DELIVERY_LAG,
     }

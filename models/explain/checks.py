@@ -64,6 +64,19 @@ _CHECKS: dict[DriftKind, tuple[str, ...]] = {
         "Who owns the end outside, {src} or {dst}, and is it a supplier you know?",
         "Do size and interval stay the same whatever the load? Then nobody types there: look at what it carries.",
     ),
+    DriftKind.EXPOSED_DATASTORE: (
+        "Is {dst} meant to be reached from the internet at all? If not, close the port at the border now.",
+        "Who called, from which addresses, and how much did {dst} answer?",
+        "Did a security group, an ingress or a service of type LoadBalancer change just before?",
+    ),
+    DriftKind.CROSS_NAMESPACE: (
+        "Are {src} and {dst} meant to meet? If so, is a network policy for it in place?",
+        "Do both namespaces belong to the same team and stage, or does a test reach into production?",
+    ),
+    DriftKind.POLICY_VIOLATION: (
+        "Is the rule still right? It is quoted as the detector; `drift policies show` prints it.",
+        "If it is, what in {src} calls {dst}, and why does nothing on the way stop it?",
+    ),
     DriftKind.TELEMETRY_LOSS: (
         "Does {src} have more to report than it can? Give its buffers and queues more room, or have it report less.",
         "What is lost cannot be told from what never was: look at {src} itself for what happened meanwhile.",

@@ -17,6 +17,7 @@ from models.graph.border import border_of, judge_border, of_open_services
 from models.graph.clock import END_OF_TIME_MS
 from models.graph.corroboration import is_back_elsewhere, is_still_seen, tell_removed
 from models.graph.cutting import columns_of, cut_tenant
+from models.graph.declaring import judge_meaning
 from models.graph.folding import fold_halves
 from models.graph.guarding import close_guard
 from models.graph.judging import judge_signals, judge_structure
@@ -298,7 +299,7 @@ def _close_window(
         output.counts[WITHHELD] += withheld
     told = np.flatnonzero(~edge["hearsay"][present])
     of_told = columns.chosen[:, told]
-    for judge in (judge_structure, judge_border, beacons.follow):
+    for judge in (judge_structure, judge_border, beacons.follow, judge_meaning):
         judge(lane, table.index, present[told], of_told, border.of(told), learned, detections)
     # Sorted by identity, a tenant's edges are neighbours: cutting them out costs no more with many tenants.
     bounds = [0, *(np.flatnonzero(np.diff(tenant_of)) + 1).tolist(), len(present)]

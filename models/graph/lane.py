@@ -21,6 +21,7 @@ from models.graph.guard import SourceGuard
 from models.graph.halves import Halves
 from models.graph.logic import LOGIC_VERSION, PRODUCERS_OWN
 from models.graph.naming import LITERAL, Naming
+from models.graph.policies import PolicySet
 from models.graph.registry import Registry
 from models.graph.rules import Rules
 from models.graph.settling import Settling
@@ -69,7 +70,7 @@ class LaneState:
         logic: the logic version in force.
         beside: the other live lanes (models/graph/corroboration.py), set with every record.
         guard: what is known of its sources: whether they lose data.
-        rules_of: each tenant's inventory.
+        rules_of: each tenant's inventory. policies_of: each tenant's policies.
         ledgers: each tenant's alerts; all live lanes have the same ones.
     """
 
@@ -91,6 +92,7 @@ class LaneState:
         self.beside: tuple[LaneState, ...] = ()
         self.rules_of: Mapping[str, Rules] = {}
         self.ledgers: dict[str, AlertLedger] = {}
+        self.policies_of: Mapping[str, PolicySet] = {}
         self._namings: dict[str, Naming] = {}
 
     def naming(self, tenant: str) -> Naming:

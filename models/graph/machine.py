@@ -14,12 +14,14 @@ from models.graph.guarding import note_losses
 from models.graph.lane import LIVE, LaneState
 from models.graph.logic import IDLE_EXPIRES, LOGIC_VERSION, PRODUCERS_OWN, Logic
 from models.graph.output import Output
+from models.graph.policies import PolicySet, read_policy_document
 from models.graph.renaming import rename
 from models.graph.rules import Document, Rules, read_document
 from models.graph.taken import TakenOrigins
 from schemas.detection import DetectionConfig
 from schemas.errors import LogicVersionError, LossDetected
 from schemas.inventory import INVENTORY
+from schemas.policies import POLICIES
 from schemas.tenant_log import Control, LaneConfig, LogRecord, Progress, unpack_positions
 
 TENANT_SETTINGS = "tenant-settings"
@@ -40,6 +42,7 @@ class Machine:
         applied: highest applied coordinate per source partition.
         settings: overridden detection fields per tenant.
         inventories: rules by which services are named, per tenant; not before logic version `PRODUCERS_OWN`.
+        policies: rules of who may call whom, per tenant; likewise.
         taken: replayed dead letters that were folded, here or in another partition of the log.
         ledgers: alerts of each tenant, by lane; those of all live lanes together, under ``LIVE_LANES``.
         stored: digests of the inventory's documents that the last checkpoint holds; nothing judges by it.
@@ -57,6 +60,7 @@ class Machine:
         self.lanes: dict[str, LaneState] = {}
         self.settings: dict[str, dict[str, int | float]] = {}
         self.inventories: dict[str, Rules] = {}
+        self.policies: dict[str, PolicySet] = {}
         self.taken = TakenOrigins()
         self.ledgers: dict[str, dict[str, AlertLedger]] = {}
         self.stored: frozenset[str] = frozenset()
@@ -143,7 +147,18 @@ class Machine:
                 return self._apply_settings(control)
             if control.kind == INVENTORY and self.logic.in_force >= PRODUCERS_OWN:
                 return self._apply_inventory(control)
+            if control.kind == POLICIES and self.logic.in_force >= PRODUCERS_OWN:
+                self._apply_policies(control)
         return Output()
+
+    def _apply_policies(self, control: Control) -> None:
+        try:
+            document = read_policy_document(control.value) if control.value else None
+        except ValueError:
+            return  # ingest has refused it already
+        policies = self.policies.pop(control.tenant, PolicySet()).with_document(control.id, document)
+        if policies.documents:
+            self.policies[control.tenant] = policies
 
     def _apply_settings(self, control: Control) -> Output:
         values: dict[str, int | float] = {}
@@ -196,9 +211,9 @@ class Machine:
         return output
 
     def take_settings(self, lane: LaneState) -> None:
-        """Give a lane the thresholds of tenants that have their own, and all inventories."""
+        """Give a lane the thresholds of tenants that have their own, all inventories and policies."""
         base = lane.config.detection
-        lane.rules_of = self.inventories
+        lane.rules_of, lane.policies_of = self.inventories, self.policies
         lane.detection_of = {
             tenant: msgspec.structs.replace(
                 base, **{name: value if name in _FLOATS else int(value) for name, value in values.items()}

@@ -34,6 +34,7 @@ from models.graph.naming_state import (
     restore_settling,
     settling_chunks,
 )
+from models.graph.policies import PolicySet, read_policy_document
 from models.graph.registry import COLUMNS_SINCE_4, PAGE_ROWS, Columns
 from models.graph.taken import TakenOrigins
 from models.graph.verdict_state import (
@@ -141,8 +142,8 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     """``taken``: (source, partition, positions) of replayed dead letters. A field without default is always there.
 
     ``logic``: absent means version 1, and nobody who could run a later one.
-    ``inventories``: the digest of each document of each tenant. ``halves``: chunks of halves of calls, by lane.
-    ``ledgers``: tenants whose alerts are counted, by lane.
+    ``inventories``, ``policies``: the digest of each document of each tenant.
+    ``halves``: chunks of halves of calls, by lane. ``ledgers``: tenants whose alerts are counted, by lane.
     """
 
     version: int
@@ -155,6 +156,7 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     inventories: dict[str, dict[str, str]] = {}
     halves: dict[str, int] = {}
     ledgers: dict[str, int] = {}
+    policies: dict[str, dict[str, str]] = {}
 
 
 class _Window(msgspec.Struct):
@@ -239,6 +241,8 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
     yield from ledger_chunks(machine, everything)
     for digest, document in sorted(documents_of(machine).items()):
         yield document_name(digest), document.data if everything or digest not in machine.stored else None
+    for digest, data in sorted(_policies_of(machine).items()):
+        yield _policy_name(digest), data if everything or digest not in machine.stored else None
     meta = _Meta(
         _version_of(machine),
         machine.offset,
@@ -250,8 +254,22 @@ def take(machine: Machine, everything: bool = False) -> Iterator[tuple[str, byte
         {tenant: rules.digests for tenant, rules in sorted(machine.inventories.items())},
         halves,
         ledger_counts(machine),
+        {tenant: policies.digests for tenant, policies in sorted(machine.policies.items())},
     )
     yield "meta", _encoder.encode(meta)
+
+
+def _policies_of(machine: Machine) -> dict[str, bytes]:
+    return {d.digest: d.data for policies in machine.policies.values() for d in policies.documents.values()}
+
+
+def _policy_name(digest: str) -> str:
+    """Name the chunk of a policy document. A lane's chunk has a name before the first slash."""
+    return f"/policies/{digest}"
+
+
+def _restore_policies(digests: dict[str, str], chunks: dict[str, bytes]) -> PolicySet:
+    return PolicySet({name: read_policy_document(chunks[_policy_name(digest)]) for name, digest in digests.items()})
 
 
 def _version_of(machine: Machine) -> int:
@@ -275,7 +293,7 @@ def mark_clean(machine: Machine) -> None:
             state.calendar.changed = False
     mark_ledgers_stored(machine)
     machine.taken.mark_clean()
-    machine.stored = frozenset(documents_of(machine))
+    machine.stored = frozenset(documents_of(machine)) | frozenset(_policies_of(machine))
 
 
 def _taken_pages(source: tuple[str, int], size: int) -> list[str]:
@@ -427,6 +445,7 @@ def _restore(chunks: dict[str, bytes], can_run: int) -> Machine:
     restore_ledgers(machine, meta.ledgers, chunks)
     documents = Documents(chunks)
     machine.inventories = {tenant: documents.rules(digests) for tenant, digests in meta.inventories.items()}
+    machine.policies = {tenant: _restore_policies(digests, chunks) for tenant, digests in meta.policies.items()}
     for saved in meta.lanes:
         machine.lanes[saved.config.name] = _restore_lane(saved, chunks, documents)
         _restore_halves(machine.lanes[saved.config.name], meta.halves.get(saved.config.name, 0), chunks)

@@ -14,6 +14,7 @@ from schemas.dead_letter import MAX_PAYLOAD_BYTES, DeadLetter, Reason
 from schemas.errors import ConfigurationError
 from schemas.ids import end_position, partition_of, position_of
 from schemas.inventory import INVENTORY, read_inventory
+from schemas.policies import POLICIES, read_policies
 from schemas.settings import FlowTopic
 from schemas.tenant_log import (
     ACTIVE,
@@ -465,7 +466,11 @@ def _are_settings(value: bytes) -> None:
     msgspec.json.decode(value, type=dict[str, int | float])
 
 
-_CHECKS: Mapping[str, Callable[[bytes], object]] = {TENANT_SETTINGS: _are_settings, INVENTORY: read_inventory}
+_CHECKS: Mapping[str, Callable[[bytes], object]] = {
+    TENANT_SETTINGS: _are_settings,
+    INVENTORY: read_inventory,
+    POLICIES: read_policies,
+}
 """What finds fault with a control's value, by kind; of other kinds it must be JSON."""
 
 
