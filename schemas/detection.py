@@ -37,6 +37,7 @@ class DetectionConfig(msgspec.Struct, frozen=True):
         exposed_min_calls: calls from outside that a data store's port answers in a window to be exposed; 0: never.
         crossing_min_calls: calls in a window before a namespace that newly calls another is told; 0: never.
         policy_min_calls: calls of two services that a rule denies in a window before that is told; 0: never.
+        slow_call_doubt: log-likelihood ratio from which an edge's calls have become slow; larger is quieter.
         close_after_windows: windows without new evidence after which a finding closes.
         update_every_windows: a finding that goes on is updated at most this often, unless its severity rises.
         outside_prefix_v4, outside_prefix_v6: bits of an address of the internet that its name keeps (docs/inventory.md
@@ -80,6 +81,7 @@ class DetectionConfig(msgspec.Struct, frozen=True):
     exposed_min_calls: int = 1
     crossing_min_calls: int = 1
     policy_min_calls: int = 1
+    slow_call_doubt: float = 8.0
     close_after_windows: int = 5
     update_every_windows: int = 15
     outside_prefix_v4: int = 16
@@ -108,6 +110,7 @@ THRESHOLDS_SINCE_4 = frozenset(
         "crossing_min_calls",
         "policy_min_calls",
         "recurring_after",
+        "slow_call_doubt",
         "outside_prefix_v4",
         "outside_prefix_v6",
         "loss_quiet_windows",

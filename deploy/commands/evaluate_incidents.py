@@ -28,7 +28,7 @@ def incidents(
 
     Windows of a minute. A fault is found by a finding of slow or failing calls on an edge of its service, in its time
     or the minute after. "as recorded": nothing is known before the first recorded minute. "after a day": a continuous
-    day was seen before, resampled from the fault-free traces; that day gives the false alarms a day.
+    day was seen before, resampled from the fault-free minutes; that day gives the false alarms a day.
     """
     days, found = read_days(data), []
     with progress_bar(Console(stderr=True), "judging", is_off=as_json) as progress:

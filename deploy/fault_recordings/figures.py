@@ -1,14 +1,17 @@
 """What a recorded day with known faults shows of detection: recall, delay, false alarms. Pure, seeded.
 
 Two runs. *As recorded*: the state begins empty with the first recorded minute and learns from what is there, faults
-among it. *After a day*: it has seen a continuous day before, resampled from the fault-free traces; that day gives the
-false alarms a day. The recordings are stretches of about three minutes, cut out of the day within a minute: calls seem
-to stop and start, so kinds that tell of volume or absence are left out on the recorded minutes, and counted on the day.
+among it. *After a day*: it has seen a continuous day before, whose minutes are drawn from the fault-free ones, each as
+it was recorded (block bootstrap: Kuensch 1989; within a block nothing is drawn anew: Davison & Hinkley 1997, section
+3.8); that day gives the false alarms a day.
+
+The recordings are stretches of about three minutes, cut out of the day within a minute: calls seem to stop and start,
+so kinds that tell of volume or absence are left out on the recorded minutes, and counted on the day.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import msgspec
@@ -16,7 +19,7 @@ import numpy as np
 
 from deploy.fault_recordings.days import FaultDay
 from deploy.injected_drifts.stream import SOURCE, log_records
-from deploy.injected_drifts.traffic import MINUTE_MS, Calls, Traffic
+from deploy.injected_drifts.traffic import MINUTE_MS, Calls
 from models.drift.labelled import DAY_MS, judge_findings
 from models.graph.machine import Machine
 from schemas.detection import DetectionConfig
@@ -142,9 +145,10 @@ def _run(minutes: Iterable[tuple[int, Calls]], day: FaultDay, thresholds: Mappin
 
 
 def _resampled(day: FaultDay, seed: int, first: int, last: int) -> Iterator[tuple[int, Calls]]:
-    traffic = Traffic(day.calm, np.random.default_rng([seed, 0]))
+    calm, rng = day.calm_minutes(), np.random.default_rng(seed)
     for minute in range(first, last):
-        yield minute, traffic.minute(minute)
+        recorded, calls = calm[int(rng.integers(len(calm)))]
+        yield minute, replace(calls, time_ms=calls.time_ms + (minute - recorded) * MINUTE_MS)
 
 
 def _found(events: Iterable[DriftEvent]) -> list[DriftEvent]:

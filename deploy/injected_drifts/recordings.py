@@ -13,7 +13,6 @@ from deploy.injected_drifts.traffic import Calls, Ints, Mask, Recording
 from deploy.rca_datasets.files import find, ints, names_of, read_list, read_table
 from deploy.rca_datasets.nezha import AFTER_FAULT_S, BEFORE_FAULT_S, USER
 from schemas.errors import ConfigurationError
-from schemas.flow import UNKNOWN
 
 ENTRY = "ext:users"
 PARTNER = "ext:partner.example.com"
@@ -45,18 +44,11 @@ def read_recordings(folder: Path, seed: int) -> list[Recording]:
             for case in cases
             if (case["system"], case["day"]) == (system, day)
         ]
-        found.append(recording_of(system, table, faults, np.random.default_rng([seed, 2])))
+        found.append(_recording(system, table, faults, np.random.default_rng([seed, 2])))
     return found
 
 
-def recording_of(
-    system: str, table: Any, faults: Sequence[tuple[float, float]], rng: np.random.Generator | None
-) -> Recording:
-    """Keep what of a system's calls lies outside of faults (begin and end in s); without ``rng`` nothing is made.
-
-    Raises:
-        ConfigurationError: that is nothing.
-    """
+def _recording(system: str, table: Any, faults: Sequence[tuple[float, float]], rng: np.random.Generator) -> Recording:
     names, (src, dst) = names_of(table["src"], table["dst"])
     _, (trace,) = names_of(table["trace"])
     time_us = ints(table["ts_us"])
@@ -78,14 +70,10 @@ def recording_of(
     keys, edge = np.unique(src[rows] * len(names) + dst[rows], return_inverse=True)
     pairs = [(named[key // len(names)], named[key % len(names)]) for key in keys.tolist()]
     since_ms = (time_us[rows] - np.repeat(began_us[kept], lengths[kept])) // 1000
+    calls = _with_bytes(since_ms, edge.astype(np.int64), latency_us[rows], len(pairs), rng)
     of_trace = np.repeat(np.arange(len(kept)), lengths[kept])
-    edges = [(caller, callee, PORT if rng is not None else UNKNOWN) for caller, callee in pairs]
-    if rng is None:
-        unknown = np.full(len(rows), UNKNOWN, dtype=np.int64)
-        calls = Calls(since_ms, edge.astype(np.int64), unknown, unknown, unknown, latency_us[rows])
-    else:
-        calls = _with_bytes(since_ms, edge.astype(np.int64), latency_us[rows], len(pairs), rng)
-        calls, of_trace, edges = _with_partner(calls, of_trace, edges, rng)
+    edges = [(caller, callee, PORT) for caller, callee in pairs]
+    calls, of_trace, edges = _with_partner(calls, of_trace, edges, rng)
     return Recording(
         system,
         tuple(edges),

@@ -26,7 +26,7 @@ class Calls:
     """Calls as columns.
 
     Shapes:
-        all ``(C,)`` int64. edge: place in ``Edges``. errors: 0 or 1, -1 if unknown, as are bytes.
+        all ``(C,)`` int64. edge: place in ``Edges``. errors: 0 or 1.
     """
 
     time_ms: Ints
@@ -133,11 +133,10 @@ class Traffic:
             recording.first_call[traces] - (ends - lengths), lengths
         )
         drawn = recording.calls.take(places)
-        errors = (rng.random(len(drawn)) < BASE_ERROR_SHARE).astype(np.int64)
         drawn = replace(
             drawn,
             time_ms=drawn.time_ms + np.repeat(began_ms, lengths),
-            errors=np.where(drawn.errors < 0, drawn.errors, errors),
+            errors=(rng.random(len(drawn)) < BASE_ERROR_SHARE).astype(np.int64),
         )
         calls = Calls.joined([self.waiting, drawn])
         later = calls.time_ms >= (index + 1) * MINUTE_MS

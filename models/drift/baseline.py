@@ -8,7 +8,7 @@ Counts, bytes and latencies are kept as ``log1p``: drift multiplies.
 import numpy as np
 import numpy.typing as npt
 
-from models.graph.registry import BYTES, CALLS, ERRORS, SIGNALS
+from models.graph.registry import BYTES, CALLS, ERRORS, P50, P95, SIGNALS
 
 FloatColumn = npt.NDArray[np.float64]
 IntColumn = npt.NDArray[np.int64]
@@ -18,6 +18,11 @@ SLOWEST_RATE = 0.03
 """Weight of a new window once history is long: about 33 windows of memory."""
 WARM_UP = 5
 """Windows before clipping starts; until then everything is believed."""
+MOST_UNREST = 6.0
+"""A fault does not pass for unrest at once; scores that are large in one window of thirty do."""
+UNREST_RATE = 0.01
+"""Weight of a new window in it: what comes once in an hour is remembered until it comes again."""
+_MEDIAN_ERROR, _P95_SIGMAS = 1.2533, 1.645  # of a normal distribution
 MEAN_ABS_TO_SIGMA = 1.2533  # sigma of a normal distribution over its mean absolute deviation
 
 SPREAD_FLOOR: FloatColumn = np.array([0.10, 0.15, 0.01, 0.05, 0.08])
@@ -74,6 +79,44 @@ def scores_of(
     volume = np.where(estimated_from > 0, 1.0 / np.sqrt(np.maximum(estimated_from, 1)), 0.0)
     floor[:, BYTES] = np.maximum(floor[:, BYTES], volume)
     return np.round((values - mean) / np.maximum(spread, floor), 6)
+
+
+def sized(scores: FloatColumn, mean: FloatColumn, spread: FloatColumn, timed: IntColumn) -> FloatColumn:
+    """Return scores with that of the median lowered by what a median of so few calls is uncertain itself.
+
+    Its standard error is 1.25 sigma over the root of the calls; sigma within a window is what p50 and p95 say.
+
+    Shapes:
+        all ``(E, len(SIGNALS))``, but timed: ``(E,)``, calls whose latency is known.
+    """
+    within = np.maximum(mean[:, P95] - mean[:, P50], 0.0) / _P95_SIGMAS
+    error = _MEDIAN_ERROR * within / np.sqrt(np.maximum(timed, 1))
+    result = scores.copy()
+    result[:, P50] /= np.sqrt(1 + (error / np.maximum(spread[:, P50], SPREAD_FLOOR[P50])) ** 2)
+    return result
+
+
+def calmed(scores: FloatColumn, unrest: FloatColumn) -> FloatColumn:
+    """Return scores in terms of what an edge's own scores usually are, where those are larger than they should be.
+
+    Residuals are standardised twice: where a normal distribution does not hold, ordinary windows have large scores.
+
+    Shapes:
+        all ``(E, len(SIGNALS))``. unrest: mean square of past scores, 1 where the baseline fits.
+    """
+    return np.round(scores / np.sqrt(np.maximum(unrest, 1.0)), 6)
+
+
+def unrest_after(scores: FloatColumn, unrest: FloatColumn, history: npt.NDArray[np.int32]) -> FloatColumn:
+    """Return the mean square of scores after one more window: a score counts as ``MOST_UNREST`` usual ones at most.
+
+    Shapes:
+        all ``(E, len(SIGNALS))``; scores NaN where unknown, and not as ``calmed`` returns them.
+    """
+    square = np.minimum(scores * scores, MOST_UNREST**2 * np.maximum(unrest, 1.0))
+    rate = np.maximum(1.0 / (history + 1.0), UNREST_RATE)
+    learned = np.where(np.isnan(square) | (history < WARM_UP), unrest, unrest + rate * (square - unrest))
+    return np.where(history == 0, 1.0, learned)
 
 
 def learn(

@@ -4,7 +4,7 @@ A detection needs three things at once: a robust z-score, a minimum effect, and 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -193,7 +193,7 @@ def sample_of(signals: EdgeSignals, row: int) -> Evidence:
 def risk_of(kind: DriftKind, evidence: Evidence) -> int:
     """Rate a statistical detection: doublings of the effect, or tenths of the error ratio, on a base per kind."""
     base = {DriftKind.ERROR_INCREASE: 40, DriftKind.LATENCY_INCREASE: 35, DriftKind.RATE_DROP: 40}.get(kind, 25)
-    if kind is DriftKind.ERROR_INCREASE:
+    if evidence.unit == "ratio":
         effect = (evidence.observed - evidence.expected) * 50
     else:
         low, high = sorted((max(evidence.observed, 1.0), max(evidence.expected, 1.0)))
@@ -209,15 +209,23 @@ def judge(
     identity: Callable[[int], EdgeIdentity],
     window_start_ms: int,
     may_drop: bool,
+    slow: Mapping[int, Evidence] | None = None,
 ) -> list[tuple[int, Detection]]:
     """Return ``(row, detection)`` for every edge and kind that is not as expected.
 
     Shapes:
         eligible: ``(E,)`` bool, edges of tenants that have learned. identity: row to edge identity.
+        slow: evidence of edges whose calls have become slow, by row; it stands for what p95 would say, which in few
+            calls is the slowest one. ``None``: nobody has looked.
     """
     found: dict[tuple[int, DriftKind], list[Evidence]] = {}
+    for row in slow or ():
+        if eligible[row] and slow is not None:
+            found[row, DriftKind.LATENCY_INCREASE] = [slow[row], evidence_of(signals, row, P95)]
     for is_creep, masks in ((False, _masks(config, signals, may_drop)), (True, _creeps(config, signals))):
         for (kind, signal), mask in masks.items():
+            if signal == P95 and slow is not None and not is_creep:
+                continue
             for row in np.flatnonzero(mask & eligible).tolist():
                 found.setdefault((row, kind), []).append(evidence_of(signals, row, signal, is_creep))
     detections = []

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from models.drift import baseline, statistical, structural
 from models.drift.detection import Detection
+from models.drift.slowness import Slowness
 from models.graph.border import Border, open_services
 from models.graph.corroboration import news_from_outside, peers_elsewhere
 from models.graph.creeping import follow_trends
@@ -15,9 +16,11 @@ from models.graph.cutting import WindowColumns
 from models.graph.lane import LaneState
 from models.graph.logic import PRODUCERS_OWN
 from models.graph.recurring import teaches_nothing
-from models.graph.registry import INBOUND, OUTBOUND, pair_of
+from models.graph.registry import INBOUND, OUTBOUND, P95, pair_of
+from models.graph.slowing import judge_slowness, learn_slowness
 from models.graph.thresholds import by_config, limits_of
-from schemas.drift import DriftKind, EdgeRef
+from schemas.detection import DetectionConfig
+from schemas.drift import DriftKind, EdgeRef, Evidence
 from schemas.graph import MEASURE_INDEX
 
 IntColumn = npt.NDArray[np.int64]
@@ -76,6 +79,11 @@ def judge_signals(
     scale = np.where(on_time & (seen > 0), take("calls") / np.maximum(seen, 1), edge["scale"][present])
     edge["scale"][present] = scale
     scores = baseline.scores_of(values, mean, spread, seen, scale, sampled)
+    slowness = None
+    if lane.logic >= PRODUCERS_OWN:
+        plain, unrest = baseline.sized(scores, mean, spread, timed), edge["unrest"][present].astype(np.float64)
+        scores = baseline.calmed(plain, unrest)
+        slowness = judge_slowness(lane, index, columns, ~np.isnan(values[:, P95]), mean, history)
     sampling = np.rint(take("sampling_sum") / np.maximum(sampled, 1)).astype(np.int64)
     signals = statistical.EdgeSignals(
         values, mean, spread, scores, history, seen, timed, scale=scale, sampled=sampled, sampling=sampling
@@ -103,6 +111,7 @@ def judge_signals(
             lambda row, rows=rows: identity(row if rows is None else int(rows[row])),  # type: ignore[misc]
             index * lane.config.window_ms,
             may_drop=may_drop,
+            slow=_slow_edges(config, slowness, rows, history),
         )
         for row, detection in found:
             at = int(row if rows is None else rows[row])
@@ -120,12 +129,28 @@ def judge_signals(
     if whole:
         values = np.where(held, np.nan, values)
         shows = teaching[edge["tenant"][present]]
+        if slowness is not None:
+            learn_slowness(lane, present, slowness, shows)
+            after = baseline.unrest_after(plain, unrest, history)
+            edge["unrest"][present] = np.where(shows[:, None], after, unrest)
         if not shows.all():
             present, values, mean, spread, history = (c[shows] for c in (present, values, mean, spread, history))
         edge["mean"][present], edge["spread"][present], edge["history"][present] = baseline.learn(
             values, mean, spread, history
         )
     return withheld
+
+
+def _slow_edges(
+    config: DetectionConfig, slowness: Slowness | None, rows: IntColumn | None, history: npt.NDArray[np.int32]
+) -> dict[int, Evidence] | None:
+    """Return the evidence of edges whose calls have become slow, by their place among ``rows``."""
+    if slowness is None:
+        return None
+    departs = slowness.departs(config.slow_call_doubt)
+    places = np.flatnonzero(departs if rows is None else departs[rows]).tolist()
+    numbers = {place: place if rows is None else int(rows[place]) for place in places}
+    return {place: slowness.evidence(row, int(history[row, P95])) for place, row in numbers.items()}
 
 
 def judge_structure(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.drift.slowness import SLOW_COLUMNS
 from models.graph.admission import is_overflow
 from models.graph.lane import IntColumn, LaneState
 from models.graph.registry import EDGE_COLUMNS, HABIT_COLUMNS, PAGE_ROWS, RUN_COLUMNS, TREND_COLUMNS, Registry
@@ -32,7 +33,12 @@ EDGE_MERGE: dict[str, Callable[[npt.NDArray[Any]], Any]] = {
     "beaconing": np.logical_or.reduce,
 }
 EDGE_RELEARNED = ("windows_seen", "dropped", "history")
-EDGE_BEGUN_ANEW = ("expected_back", *(name for name in RUN_COLUMNS if name not in EDGE_MERGE))
+EDGE_BEGUN_ANEW = (
+    "expected_back",
+    "unrest",
+    *SLOW_COLUMNS,
+    *(name for name in RUN_COLUMNS if name not in EDGE_MERGE),
+)
 EDGE_KEPT = ("tenant", "src", "dst", "port", "protocol", "mean", "spread", *TREND_COLUMNS)
 SERVICE_MERGE: dict[str, Callable[[npt.NDArray[Any]], Any]] = {
     "known": np.logical_or.reduce,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.drift.slowness import SLOW_COLUMNS
 from models.graph.unsettled import Unsettled
 from schemas.ids import is_external
 from schemas.tenant_log import EdgeIdentity, EncodedEdges, encode_edge
@@ -75,6 +76,8 @@ EDGE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "trend_mean": (np.float32, 0, len(SIGNALS)),
     "trend_spread": (np.float32, 0, len(SIGNALS)),
     "trend_excess": (np.float32, 0, len(SIGNALS)),
+    "unrest": (np.float32, 1, len(SIGNALS)),  # mean square of its scores (models/drift/baseline.py)
+    **SLOW_COLUMNS,
     **RUN_COLUMNS,
 }
 SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
@@ -96,6 +99,8 @@ COLUMNS_SINCE_4 = frozenset(
         "seen_elsewhere",
         "given",
         "expected_back",
+        "unrest",
+        *SLOW_COLUMNS,
         *TREND_COLUMNS,
         *RUN_COLUMNS,
         *HABIT_COLUMNS,
