@@ -37,7 +37,8 @@ class DetectionConfig(msgspec.Struct, frozen=True):
         exposed_min_calls: calls from outside that a data store's port answers in a window to be exposed; 0: never.
         crossing_min_calls: calls in a window before a namespace that newly calls another is told; 0: never.
         policy_min_calls: calls of two services that a rule denies in a window before that is told; 0: never.
-        slow_call_doubt: log-likelihood ratio from which an edge's calls have become slow; larger is quieter.
+        slow_call_doubt: log-likelihood ratio from which an edge's calls have become slow, few as they may be (min_calls
+            does not matter there); larger is quieter.
         close_after_windows: windows without new evidence after which a finding closes.
         update_every_windows: a finding that goes on is updated at most this often, unless its severity rises.
         outside_prefix_v4, outside_prefix_v6: bits of an address of the internet that its name keeps (docs/inventory.md

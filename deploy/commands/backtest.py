@@ -12,6 +12,7 @@ from rich.console import Console
 
 from deploy.commands.options import lane_options
 from deploy.file_report import format_line, hint_line, tally_line
+from deploy.incident_report import Shown, incident_lines, read_incidents
 from deploy.inventory.documents import DEFAULT_DOCUMENT, documents_of, read_file
 from deploy.live_view import line_of, progress_bar
 from models.graph.logic import LOGIC_VERSION
@@ -73,7 +74,13 @@ def _controls(controls: Sequence[Control], as_of_ms: int) -> Iterator[LogRecord]
     type=click.Path(path_type=Path, dir_okay=False),
     help="Names services by this file (docs/inventory.md), for the owner of the flows (--tenant).",
 )
-@click.option("--json", "as_json", is_flag=True, help="One settled finding a line.")
+@click.option(
+    "--incidents",
+    "incidents_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Holds findings against known incidents: JSON or CSV with name, start_ms, end_ms, services, edges, kind.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One settled finding a line; with --incidents one report.")
 @click.option("--ocsf", is_flag=True, help="Every event as it would stand on `drift-events`, one a line.")
 @click.pass_obj
 def backtest(
@@ -85,6 +92,7 @@ def backtest(
     lateness: int,
     thresholds: tuple[tuple[str, float], ...],
     inventory: Path | None,
+    incidents_file: Path | None,
     as_json: bool,
     ocsf: bool,
 ) -> None:
@@ -96,10 +104,13 @@ def backtest(
     if tenant is None and not holds_tenants(spelling):
         tenant = DEFAULT_TENANT
     controls = _inventory(inventory, tenant)
+    incidents = read_incidents(incidents_file) if incidents_file is not None else []
+    if incidents and ocsf:
+        raise ConfigurationError("--incidents makes a report, --ocsf prints events: give one of them")
     lane = ReplayLane(f"replay:{file.name}", window, lateness, dict(thresholds), tenant)
     console = Console(stderr=as_json or ocsf)
     console.print(format_line(format_name, spelling), highlight=False, markup=False)
-    summary, tally = Summary(), Tally()
+    summary, tally, shown = Summary(), Tally(), Shown()
     letters: list[DeadLetter] = []
     printed: set[str] = set()
 
@@ -119,6 +130,9 @@ def backtest(
             controls=controls,
         ):
             summary.add(output)
+            if incidents:
+                shown.add(output)
+                continue
             for event in output.events:
                 if as_json and not ocsf:
                     _print_settled(event, printed)
@@ -126,6 +140,11 @@ def backtest(
                     _show(event, console, ocsf)
     for line in _report(tally, summary, letters[0] if letters else None):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if incidents:
+        report = shown.judge(incidents, window)
+        lines = [json.dumps(msgspec.to_builtins(report))] if as_json else incident_lines(report)
+        for line in lines:
+            click.echo(line)
     hint = hint_line(file, spelling, tally)
     if hint is not None:
         console.print(hint, highlight=False, markup=False, soft_wrap=True)

@@ -12,6 +12,7 @@ are counted that take longer than three times the edge's usual p95, and their sh
   for usual at once; what comes again and again does.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,8 +126,8 @@ def judge(
     correlation = np.clip((together - usual * usual) / variance, 0.0, 1.0)
     ratio = slow * np.log(_SUSPECTED / usual) + (n - slow) * np.log((1 - _SUSPECTED) / (1 - usual))
     gain: FloatColumn = np.where(judged, ratio / (1 + (n - 1) * correlation), 0.0)
-    left: FloatColumn = state["slow_doubt"] * np.power(_FADING, np.clip(silent, 0, 100).astype(np.float64))
-    doubt: FloatColumn = np.round(np.clip(left + gain, 0.0, _MOST_DOUBT), 6)
+    left = state["slow_doubt"] * np.exp(math.log(_FADING) * np.minimum(np.maximum(silent, 0), 100))
+    doubt = np.round(np.minimum(np.maximum(left + gain, 0.0), _MOST_DOUBT), 6).astype(np.float64)
     return Slowness(slow, calls, usual, doubt, np.round(gain, 6), judged)
 
 

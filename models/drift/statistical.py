@@ -22,6 +22,8 @@ FloatColumn = npt.NDArray[np.float64]
 IntColumn = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
+P95_CALLS = 100
+"""Calls of which five are beyond the p95; of fewer it is little else than the slowest one."""
 SAMPLED = "sampled"
 """Signal of the evidence that says that the others are estimates."""
 SAMPLED_CONFIDENCE = 0.75
@@ -215,8 +217,8 @@ def judge(
 
     Shapes:
         eligible: ``(E,)`` bool, edges of tenants that have learned. identity: row to edge identity.
-        slow: evidence of edges whose calls have become slow, by row; it stands for what p95 would say, which in few
-            calls is the slowest one. ``None``: nobody has looked.
+        slow: evidence of edges whose calls have become slow, by row; it stands for p95 where calls are
+            few. ``None``: nobody has looked.
     """
     found: dict[tuple[int, DriftKind], list[Evidence]] = {}
     for row in slow or ():
@@ -225,7 +227,7 @@ def judge(
     for is_creep, masks in ((False, _masks(config, signals, may_drop)), (True, _creeps(config, signals))):
         for (kind, signal), mask in masks.items():
             if signal == P95 and slow is not None and not is_creep:
-                continue
+                mask = mask & (signals.latency_calls >= P95_CALLS)
             for row in np.flatnonzero(mask & eligible).tolist():
                 found.setdefault((row, kind), []).append(evidence_of(signals, row, signal, is_creep))
     detections = []

@@ -68,6 +68,7 @@ _SIGNALS = {
     "bytes_per_window": "bytes in a window",
     "error_ratio": "share of failed calls",
     "latency_p50_us": "median latency",
+    "slow_call_ratio": "share of calls that took more than three times the usual p95 latency",
     "latency_p95_us": "p95 latency",
     "latency_p99_us": "p99 latency",
     "fan_out": "distinct peers in a window",

@@ -151,7 +151,9 @@ def test_errors_are_judged_as_a_share_of_the_calls() -> None:
     [
         (10_000, 15_000, 12, False),  # less than twice
         (10_000, 40_000, 12, True),
-        (10_000, 40_000, 9, False),  # a sample too small
+        (10_000, 40_000, 5, True),  # all of the calls are slow, few as they are
+        (10_000, 40_000, 1, False),  # a sample too small
+        (10_000, 25_000, 9, False),  # alike for the median, which says less
         (500, 2_200, 12, False),  # less than 2 ms
         (500, 3_000, 12, True),
     ],

@@ -72,7 +72,14 @@ def test_a_surge_in_a_sample_is_one_and_says_what_it_rests_on() -> None:
     assert event.confidence < whole.confidence and len(whole.evidence) == 1
 
 
-@pytest.mark.parametrize(("seen", "expected"), [(4, []), (20, [DriftKind.ERROR_INCREASE, DriftKind.LATENCY_INCREASE])])
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (1, []),
+        (4, [DriftKind.LATENCY_INCREASE]),  # all four are slow, which four records can say
+        (20, [DriftKind.ERROR_INCREASE, DriftKind.LATENCY_INCREASE]),
+    ],
+)
 def test_ratios_and_latencies_need_records_not_what_they_were_multiplied_to(
     seen: int, expected: list[DriftKind]
 ) -> None:
