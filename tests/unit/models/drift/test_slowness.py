@@ -39,9 +39,9 @@ def test_half_of_the_calls_slow_is_found_at_once_and_the_usual_share_never() -> 
 
 
 def test_few_calls_in_each_of_several_windows_add_up() -> None:
-    edge = Edge().usual(calls=1, slow=0)
-    doubts = [edge.window(2, 2).doubt[0] for _ in range(3)]
-    assert doubts[0] < 8.0 <= doubts[2]
+    edge = Edge().usual(calls=4, slow=0)
+    doubts = [edge.window(2, 4).doubt[0] for _ in range(2)]
+    assert doubts[0] < 8.0 <= doubts[1]
 
 
 def test_doubt_fades_in_silence_and_falls_with_fast_calls() -> None:
