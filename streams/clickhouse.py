@@ -1,7 +1,9 @@
 """Opens ClickHouse: a server over HTTP(S), or the engine inside this process. One setting decides."""
 
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import clickhouse_connect
 from clickhouse_connect.driver import Client
@@ -9,6 +11,11 @@ from clickhouse_connect.driver import Client
 from schemas.clickhouse_dsn import chdb_path, connect_arguments, connection_problem, is_embedded
 from schemas.errors import ConfigurationError
 from schemas.settings import ClickHouseSettings
+from streams.deduplication_log import forget_tokens_without_rows
+
+_opening = threading.Lock()
+_opened: set[Path] = set()
+"""Folders that this process has opened: only before its first insert can it tell what a kill has left."""
 
 
 def _check_folder(path: Path) -> None:
@@ -42,10 +49,20 @@ def connect(settings: ClickHouseSettings) -> Client:
         ConfigurationError: bad DSN, unreachable, wrong password, untrusted certificate, folder not writable or in use.
     """
     arguments = connect_arguments(settings)
-    if is_embedded(settings):
-        _check_folder(Path(chdb_path(settings)))
-    else:
+    if not is_embedded(settings):
         _check_files(settings)
+        return _open(settings, arguments)
+    path = Path(chdb_path(settings))
+    _check_folder(path)
+    with _opening:
+        client = _open(settings, arguments)
+        if path.resolve() not in _opened:
+            forget_tokens_without_rows(client)
+            _opened.add(path.resolve())
+    return client
+
+
+def _open(settings: ClickHouseSettings, arguments: dict[str, Any]) -> Client:
     try:
         client: Client = clickhouse_connect.get_client(**arguments)
     except Exception as error:  # the drivers raise their own trees, OSError, ssl.SSLError and urllib3's

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -298,7 +299,7 @@ migrate(client, "drift", 90)
 async def poison(p): raise SystemExit(p.detail)
 async def main():
     writer = PartitionWriter(client, "drift", "graph-windows", 0, graph_rows, poison, Metrics())
-    for i in range(int(sys.argv[2]), 200):
+    for i in range(int(sys.argv[2]), int(sys.argv[3])):
         window = make_window(HOUR_MS + i * MINUTE_MS, [{"src": f"s{e}", "dst": "d"} for e in range(10)])
         await writer.write(messages_of(window, first_offset=2 * i))
         print(i, flush=True)
@@ -308,22 +309,20 @@ print(*counts, "done", flush=True)
 """
 
 
+def _start_writer(folder: Path, first: int, end: int = 200) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(_KILLED_WRITER), f"chdb://{folder}", str(first), str(end)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+        start_new_session=True,
+    )
+
+
 def test_a_killed_writer_that_repeats_its_last_inserts_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    dsn = f"chdb://{tmp_path}/clickhouse"
-    root = Path(__file__).resolve().parents[2]
-
-    def start(first: int) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(_KILLED_WRITER), dsn, str(first)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=root,
-            start_new_session=True,
-        )
-
     acknowledged = 0
     for kill_after in (40, 90, 140):
-        process = start(max(0, acknowledged - 5))
+        process = _start_writer(tmp_path / "clickhouse", max(0, acknowledged - 5))
         try:
             assert process.stdout is not None
             for line in process.stdout:
@@ -333,12 +332,33 @@ def test_a_killed_writer_that_repeats_its_last_inserts_loses_and_doubles_nothing
         finally:
             os.kill(process.pid, signal.SIGKILL)
             process.communicate()
-    process = start(acknowledged - 5)
+    process = _start_writer(tmp_path / "clickhouse", acknowledged - 5)
     try:
         output, _ = process.communicate(timeout=300)
     finally:
         process.kill()
     assert output.splitlines()[-1] == "2000 2000 done"
+
+
+def _finish_writer(folder: Path, first: int, end: int) -> str:
+    process = _start_writer(folder, first, end)
+    try:
+        return process.communicate(timeout=300)[0].splitlines()[-1]
+    finally:
+        process.kill()
+
+
+def test_a_kill_between_the_token_and_the_part_loses_nothing(tmp_path: Path) -> None:
+    """ClickHouse notes the token first. The folder is left as a kill right after that leaves it."""
+    folder = tmp_path / "clickhouse"
+    assert _finish_writer(folder, 0, 8) == "80 80 done"
+    logs = [log for log in folder.rglob("deduplication_log_1.txt") if log.stat().st_size]
+    assert len(logs) >= 2
+    for log in logs:
+        _, part, _ = log.read_text().splitlines()[-1].split("\t")
+        shutil.rmtree(log.parent.parent / part)
+    assert _finish_writer(folder, 5, 8) == "80 80 done"
+    assert _finish_writer(folder, 5, 12) == "120 120 done"
 
 
 # --- roll-up

@@ -136,13 +136,14 @@ async def test_a_worker_whose_broker_hangs_ends_within_its_grace_and_says_so(
         broker.pause()
         try:
             worker.terminate()
-            began_s = time.monotonic()
-            assert worker.wait(60) == EXIT_UNFINISHED
-            assert time.monotonic() - began_s < 30  # a client gives a broker that hangs 40 s
+            assert worker.wait(180) == EXIT_UNFINISHED  # while the broker hangs
         finally:
             broker.resume()
+        # Who ended it, and after how long, is what it says: the clients' own patience with a broker that hangs is 40 s,
+        # and a stop that they ended says something else. A clock here would measure the machine.
         lines = [line for line in worker.said().splitlines() if "worker.grace_ms" in line]
-        assert len(lines) == 1 and "nothing is lost" in lines[0], worker.said()
+        assert len(lines) == 1 and "not finished within 4 s" in lines[0], worker.said()
+        assert "nothing is lost" in lines[0] and "could not finish" not in worker.said()
 
 
 async def test_a_clickhouse_that_is_away_costs_neither_the_grace_nor_the_exit_code(
