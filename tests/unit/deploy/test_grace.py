@@ -1,6 +1,7 @@
 """The watchdog of a stop: when its time begins, how long it is, and how the process ends."""
 
-from typing import Any, ClassVar
+import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -11,11 +12,8 @@ from deploy.serving import EXIT_UNFINISHED, Grace
 class FakeTimer:
     """Stands for `threading.Timer`: its time is over when the test says so."""
 
-    made: "ClassVar[list[FakeTimer]]" = []
-
-    def __init__(self, interval_s: float, function: Any) -> None:
+    def __init__(self, interval_s: float, function: Callable[[], None]) -> None:
         self.interval_s, self.function, self.daemon, self.started = interval_s, function, False, 0
-        FakeTimer.made.append(self)
 
     def start(self) -> None:
         self.started += 1
@@ -24,15 +22,20 @@ class FakeTimer:
 def test_the_grace_begins_once_lasts_what_the_settings_say_and_ends_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    timers: list[FakeTimer] = []
     ended: list[tuple[int, str]] = []
-    monkeypatch.setattr(FakeTimer, "made", [])
-    monkeypatch.setattr(serving.threading, "Timer", FakeTimer)
+
+    def make(interval_s: float, function: Callable[[], None]) -> FakeTimer:
+        timers.append(FakeTimer(interval_s, function))
+        return timers[-1]
+
+    monkeypatch.setattr(threading, "Timer", make)
     monkeypatch.setattr(serving, "end_now", lambda code, reason: ended.append((code, reason)))
     grace = Grace(4_000)
-    assert FakeTimer.made == []
+    assert timers == []
     grace.begin()
     grace.begin()
-    [timer] = FakeTimer.made
+    [timer] = timers
     assert (timer.interval_s, timer.daemon, timer.started) == (4.0, True, 1)
     assert ended == []
     timer.function()
