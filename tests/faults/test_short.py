@@ -19,7 +19,7 @@ PLAN = Plan(
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 async def test_nothing_is_lost_or_doubled_whatever_fails(apache_kafka: str, kafka_cache: Path, tmp_path: Path) -> None:
     outcome = await run(tmp_path / "run", kafka_cache, SIZE, 0.0, lambda _: PLAN, {}, print, prompt_s=None)
     facts = write_report(outcome, tmp_path / "report.md", "the short choreography")
