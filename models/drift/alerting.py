@@ -5,7 +5,7 @@ A day is a calendar day, UTC, of event time; the budget is the tenant's, over al
 - *Level.* Each past day says from which risk on its candidates would just have kept the budget; a finding of today must
   reach the median of the last 14 days. So a usual day spends its places on its best, and one bad day moves nothing
   (as in models/drift/edge_stream/calibration.py). A place that would go to nobody is not given to the next best.
-- *Pace.* A quarter of the places is free at midnight, the rest becomes so evenly over the day: its first hour cannot
+- *Pace.* Half of the places is free at midnight, the rest becomes so evenly over the day: its first hour cannot
   use them up.
 - *Reserve.* A fifth of the places is for critical findings alone, paced alike.
 
@@ -24,7 +24,7 @@ KEPT_DAYS = 45
 """Lanes of one tenant may be so far apart; what a lane tells of a day that nobody counts any longer is no alert."""
 RESERVE_SHARE = 5
 """One place in so many is for critical findings alone."""
-FREE_AT_ONCE = 4
+FREE_AT_ONCE = 2
 """One place in so many is free from midnight on."""
 ALERT_FROM = Severity.MEDIUM
 
