@@ -3,8 +3,8 @@
 A day is a calendar day, UTC, of event time; the budget is the tenant's, over all its live lanes. Three things together:
 
 - *Level.* Each past day says from which risk on its candidates would just have kept the budget; a finding of today must
-  reach the median of the last 14 days. So a usual day spends its places on its best, and one bad day moves nothing
-  (as in models/drift/edge_stream/calibration.py). A place that would go to nobody is not given to the next best.
+  reach the median of the last 14 days, once there are three. So a usual day spends its places on its best, and one bad
+  day moves nothing (as in models/drift/edge_stream/calibration.py).
 - *Pace.* Half of the places is free at midnight, the rest becomes so evenly over the day: its first hour cannot
   use them up.
 - *Reserve.* A fifth of the places is for critical findings alone, paced alike.
@@ -20,6 +20,8 @@ from schemas.drift import AlertReason, Severity
 
 DAY_MS = 86_400_000
 LEARNED_DAYS = 14
+LEAST_DAYS = 3
+"""Past days from which there is a level: a tenant's first day is noisier than those that follow."""
 KEPT_DAYS = 45
 """Lanes of one tenant may be so far apart; what a lane tells of a day that nobody counts any longer is no alert."""
 RESERVE_SHARE = 5
@@ -84,7 +86,7 @@ class AlertLedger(msgspec.Struct, omit_defaults=True):
 
     def level(self, number: int, budget: int) -> int:
         """Return the risk that a candidate of a day must reach; 0 while no past day says."""
-        if self.first_day < 0 or number <= self.first_day:
+        if self.first_day < 0 or number < self.first_day + LEAST_DAYS:
             return 0
         past = range(max(self.first_day, number - LEARNED_DAYS), number)
         levels = sorted(_level_of(self.days[n].candidates, budget) if n in self.days else 0 for n in past)

@@ -124,3 +124,14 @@ def test_places_grow_over_the_day_up_to_the_budget(budget: int, time_ms: int) ->
 @pytest.mark.parametrize(("budget", "kept"), [(0, 0), (1, 0), (2, 1), (5, 1), (6, 2), (20, 4)])
 def test_a_fifth_is_reserved(budget: int, kept: int) -> None:
     assert reserve(budget) == kept
+
+
+def test_a_noisy_first_day_is_no_level_for_the_second() -> None:
+    ledger = AlertLedger()
+    for n in range(100):
+        ask(ledger, n, 50)
+    assert [ledger.level(day, 20) for day in range(5)] == [0] * 5
+    for day in (1, 2):
+        for n in range(100):
+            ask(ledger, day * DAY_MS + n, 50)
+    assert [ledger.level(day, 20) for day in (2, 3)] == [0, 51]
