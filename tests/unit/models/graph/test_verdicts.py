@@ -80,10 +80,12 @@ def test_a_finding_keeps_its_alert_in_later_updates_and_costs_one_place() -> Non
     feed = feed_of(budget=1)
     detection = msgspec.structs.replace(feed.lane.detection, update_every_windows=1)
     feed.lane = msgspec.structs.replace(feed.lane, version=feed.lane.version + 1, detection=detection)
-    for index in range(6, 12):
+    for index in range(6, 20):
+        feed.send(usual([index]) + peers(index))
+    for index in range(20, 26):
         loud = [make_flow(index * WINDOW_MS + n, bytes_out=1 << 30, calls=50) for n in range(40)]
         feed.send(usual([index]) + loud)
-    feed.send(usual([12]))
+    feed.send(usual([26]))
     told = [event for event in feed.output.events if event.kind is DriftKind.RATE_SURGE]
     assert [event.activity for event in told][:3] == [Activity.CREATE, Activity.UPDATE, Activity.UPDATE]
     alerts = {event.finding_id for event in feed.output.events if event.is_alert}
