@@ -10,7 +10,8 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from api.clickhouse import ClientFactory, ReaderPool, open_reader
 from api.conditional import Conditional
-from api.dependencies import current_principal, viewer
+from api.dependencies import current_principal, live_viewer, viewer
+from api.live.hub import Hub
 from api.middleware import Bounds, Envelope
 from api.openapi import complete_openapi
 from api.parameters import refuse_unknown_parameters
@@ -24,6 +25,7 @@ from api.routers import (
     graph,
     graph_detail,
     health,
+    live,
     predictions,
     root_cause,
     sessions,
@@ -33,6 +35,7 @@ from api.security.access import Access
 from api.security.administration import Administration
 from api.security.sessions import Sessions
 from schemas.clickhouse_dsn import database_of
+from schemas.live_events import EventFeed
 from schemas.settings import ApiSettings, Settings
 
 _DESCRIPTION = """
@@ -46,17 +49,24 @@ What changed in the traffic between services, why, and who is the root cause.
 """
 
 
-def create_app(settings: Settings, access: Access, client_factory: ClientFactory | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    access: Access,
+    client_factory: ClientFactory | None = None,
+    feed: EventFeed | None = None,
+) -> FastAPI:
     """Build the application. Nothing is opened before its first query, so it starts while ClickHouse is down.
 
     Args:
         access: decides who gets in; the application starts and stops it.
+        feed: reads `drift-events`; the application starts and stops it. Without it there are no live events.
         client_factory: opens a client that can read only; by default ``open_reader`` with ``settings``.
 
     Raises:
         ConfigurationError: ``clickhouse.dsn`` cannot be read.
     """
     database = database_of(settings.clickhouse)
+    hub = Hub(feed, access.recheck, settings.api.limits.live_per_tenant)
     factory = client_factory or partial(open_reader, settings)
 
     @asynccontextmanager
@@ -64,9 +74,11 @@ def create_app(settings: Settings, access: Access, client_factory: ClientFactory
         pool = ReaderPool(factory, settings.api.query_timeout_s)
         app.state.repository = Repository(pool, database)
         await access.start()
+        await hub.start()
         try:
             yield
         finally:
+            await hub.stop()
             await access.stop()
             await pool.close()
 
@@ -82,6 +94,7 @@ def create_app(settings: Settings, access: Access, client_factory: ClientFactory
         redirect_slashes=False,
     )
     app.state.access = access
+    app.state.hub, app.state.cors_origins = hub, settings.api.cors_origins
     app.state.sessions, app.state.administration = Sessions(access), Administration(access)
     app.state.predictions = predictions.OneAtATime()
     install_handlers(app)
@@ -95,6 +108,7 @@ def create_app(settings: Settings, access: Access, client_factory: ClientFactory
     readers = (events, statistics, graph, graph_detail, root_cause, blast_radius, predictions)
     for module in readers:
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(viewer), known_parameters])
+    app.include_router(live.router, prefix="/v1", dependencies=[Depends(live_viewer), known_parameters])
     complete_openapi(app)
     return app
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import HTTPConnection
 
 from api.graph_repository import GraphRepository
 from api.problems import Problem
@@ -27,7 +28,7 @@ _api_key = APIKeyHeader(
 )
 
 
-def current_repository(request: Request) -> Repository:
+def current_repository(request: HTTPConnection) -> Repository:
     """Return the application's repository."""
     repository: Repository = request.app.state.repository
     return repository
@@ -38,7 +39,7 @@ def current_graph_repository(request: Request) -> GraphRepository:
     return GraphRepository(*current_repository(request).source)
 
 
-def current_access(request: Request) -> Access:
+def current_access(request: HTTPConnection) -> Access:
     """Return what decides who gets in."""
     access: Access = request.app.state.access
     return access
@@ -47,13 +48,40 @@ def current_access(request: Request) -> Access:
 AccessOf = Annotated[Access, Depends(current_access)]
 
 
-def current_caller(request: Request) -> Caller:
+def current_caller(request: HTTPConnection) -> Caller:
     """Return where the request comes from."""
     address = request.client.host if request.client is not None else ""
     return Caller(address, request.scope.get("request_id", ""))
 
 
 CallerOf = Annotated[Caller, Depends(current_caller)]
+
+
+async def _authenticate(
+    connection: HTTPConnection, access: Access, caller: Caller, bearer: str | None, api_key: str | None
+) -> Principal:
+    """Return who is asking, counted.
+
+    Args:
+        bearer, api_key: as read from the headers; ``None`` where they are not there, or of another kind.
+
+    Raises:
+        Problem: 401 nobody; 429 too often; 503 it cannot be known now.
+    """
+    headers = connection.headers
+    try:
+        if len(headers.getlist("authorization")) + len(headers.getlist("x-api-key")) > 1:
+            raise Refused("several credentials")
+        if "authorization" in headers and bearer is None:
+            raise Refused("another kind of credential")
+        principal = await access.authenticate(bearer, api_key)
+    except Refused as refused:
+        if bearer is not None or "authorization" in headers or "x-api-key" in headers:
+            log.info("request %s from %s: %s", caller.request_id, caller.address, refused.reason)
+            await access.limits.count_login(caller.address)
+        raise unauthenticated() from None
+    await access.limits.count_request(principal)
+    return principal
 
 
 async def current_principal(
@@ -68,21 +96,41 @@ async def current_principal(
     Raises:
         Problem: 401 nobody; 429 too often; 503 it cannot be known now.
     """
-    headers = request.headers
-    try:
-        if len(headers.getlist("authorization")) + len(headers.getlist("x-api-key")) > 1:
-            raise Refused("several credentials")
-        if "authorization" in headers and bearer is None:
-            raise Refused("another kind of credential")
-        principal = await access.authenticate(bearer.credentials if bearer is not None else None, api_key)
-    except Refused as refused:
-        if "authorization" in headers or "x-api-key" in headers:
-            log.info("request %s from %s: %s", caller.request_id, caller.address, refused.reason)
-            await access.limits.count_login(caller.address)
-        raise unauthenticated() from None
-    await access.limits.count_request(principal)
+    token = bearer.credentials if bearer is not None else None
+    principal = await _authenticate(request, access, caller, token, api_key)
     async with access.limits.turn(principal.tenant):
         yield principal
+
+
+SOCKET_BEARER = "bearer."
+"""Pages cannot give a WebSocket headers: they offer this and their credential as a subprotocol."""
+
+
+def socket_credential(connection: HTTPConnection) -> str | None:
+    """Return the credential among the subprotocols that a WebSocket's client offers.
+
+    Raises:
+        Refused: there are several, or one beside a header.
+    """
+    offered = [one for one in connection.scope.get("subprotocols", []) if one.startswith(SOCKET_BEARER)]
+    if not offered:
+        return None
+    if len(offered) > 1 or "authorization" in connection.headers or "x-api-key" in connection.headers:
+        raise unauthenticated()
+    return str(offered[0].removeprefix(SOCKET_BEARER))
+
+
+async def live_principal(connection: HTTPConnection, access: AccessOf, caller: CallerOf) -> Principal:
+    """Return who opens a stream, which has places of its own: it is not among the requests under way.
+
+    Raises:
+        Problem: 401 nobody; 429 too often; 503 it cannot be known now.
+    """
+    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    bearer = token.strip() or None if scheme.lower() == "bearer" else None
+    return await _authenticate(
+        connection, access, caller, bearer or socket_credential(connection), connection.headers.get("x-api-key")
+    )
 
 
 PrincipalOf = Annotated[Principal, Depends(current_principal)]
@@ -110,7 +158,24 @@ class Needs:
         return principal
 
 
+class NeedsLive(Needs):
+    """As `Needs`, of who opens a stream."""
+
+    def __call__(
+        self,
+        principal: Annotated[Principal, Depends(live_principal)],
+    ) -> Principal:
+        """Return who is asking.
+
+        Raises:
+            Problem: 403.
+        """
+        return super().__call__(principal)
+
+
 viewer = Needs(Role.VIEWER)
+live_viewer = NeedsLive(Role.VIEWER)
+LivePrincipal = Annotated[Principal, Depends(live_viewer)]
 operator = Needs(Role.OPERATOR)
 admin = Needs(Role.ADMIN)
 anybody = Needs(Role.VIEWER, may_change_password=True)

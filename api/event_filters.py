@@ -108,9 +108,9 @@ def event_query(
     """
     return EventQuery(
         kinds=tuple(kind or ()),
-        severities=tuple(_member("severity", Severity, name) for name in severity or ()),
-        least_severity=_member("min_severity", Severity, min_severity or "informational"),
-        activities=tuple(_member("activity", Activity, name) for name in activity or ()),
+        severities=tuple(member_of("severity", Severity, name) for name in severity or ()),
+        least_severity=member_of("min_severity", Severity, min_severity or "informational"),
+        activities=tuple(member_of("activity", Activity, name) for name in activity or ()),
         service=service or "",
         incident=incident or "",
         text=text or "",
@@ -124,7 +124,12 @@ def event_query(
 Events = Annotated[EventQuery, Depends(event_query)]
 
 
-def _member(name: str, members: type[_Member], text: str) -> _Member:
+def member_of(name: str, members: type[_Member], text: str) -> _Member:
+    """Return a member by its name in lower case.
+
+    Raises:
+        Problem: 422 if there is none.
+    """
     try:
         return members[text.upper()]
     except KeyError:

@@ -26,6 +26,8 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 HSTS = "max-age=31536000; includeSubDomains"
+LIVE = ("/v1/live/events", "/v1/live/socket")
+"""Paths whose answers go on for as long as the client stays; they bound themselves."""
 PREDICTIONS = "/v1/predictions"
 """The path whose requests hold manifests."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -48,7 +50,7 @@ class Envelope:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -59,7 +61,9 @@ class Envelope:
 
         async def send_wrapped(message: Message) -> None:
             nonlocal is_started
-            if message["type"] == "http.response.start":
+            if message["type"] == "websocket.accept":
+                is_started = True
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 is_started = True
                 answer = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
@@ -123,7 +127,7 @@ class Bounds:
             await send(message)
 
         try:
-            async with asyncio.timeout(self._settings.request_timeout_s) as limit:
+            async with asyncio.timeout(None if scope["path"] in LIVE else limits.request_timeout_s) as limit:
                 await self._app(scope, receive_whole, send_noted)
         except TimeoutError:
             if is_started or not limit.expired():
@@ -171,5 +175,11 @@ async def _send_problem(problem: Problem, scope: Scope, send: Send) -> None:
     body = problem_body(problem, scope["path"], scope["request_id"])
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
-    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    prefix = ""
+    if scope["type"] == "websocket":
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            await send({"type": "websocket.close", "code": 1008, "reason": problem.name})
+            return
+        prefix = "websocket."
+    await send({"type": f"{prefix}http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": f"{prefix}http.response.body", "body": body})

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import Query, Request
+from fastapi import Query
 from fastapi.dependencies.models import Dependant
+from starlette.requests import HTTPConnection
 
 from api.problems import Problem, invalid_parameter
 from schemas.ids import stable_hash
@@ -100,7 +101,7 @@ def _query_fields(dependant: Dependant) -> Iterator[tuple[str, bool]]:
         yield from _query_fields(below)
 
 
-def refuse_unknown_parameters(request: Request) -> None:
+def refuse_unknown_parameters(request: HTTPConnection) -> None:
     """Refuse query parameters that the route does not know, and repeated ones that it takes once.
 
     A misspelt filter would otherwise be ignored in silence and the answer read as the filtered one.

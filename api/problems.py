@@ -1,14 +1,15 @@
 """Every error the API answers: application/problem+json (RFC 9457), without a word about what is inside."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.websockets import WebSocket
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:secureguard-drift:problem:"
@@ -131,7 +132,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+    assert isinstance(error, (RequestValidationError, WebSocketRequestValidationError))
     # The message alone: `input` would send back what was sent, `ctx` and `url` speak of the library.
     # ``loc`` is ("query", name) and, for repeatable parameters, the position.
     errors = [(str(one["loc"][min(1, len(one["loc"]) - 1)]), str(one["msg"])) for one in error.errors()]
@@ -141,9 +142,26 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 def install_handlers(app: FastAPI) -> None:
     """Make every error of ``app`` a problem. What nobody foresaw is answered by the middleware."""
-    app.add_exception_handler(Problem, _on_problem)
-    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Problem, _for_sockets_too(_on_problem))
+    app.add_exception_handler(HTTPException, _for_sockets_too(_on_http_exception))
     app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(WebSocketRequestValidationError, _for_sockets_too(_on_invalid))
+
+
+def _for_sockets_too(handler: Callable[[Request, Exception], Awaitable[Response]]) -> Any:
+    """Return a handler that also refuses the handshake of a WebSocket."""
+
+    async def handle(connection: Any, error: Exception) -> Response | None:
+        answer = await handler(connection, error)
+        if not isinstance(connection, WebSocket):
+            return answer
+        if "websocket.http.response" in connection.scope.get("extensions", {}):
+            await connection.send_denial_response(answer)
+        else:
+            await connection.close(1008)
+        return None
+
+    return handle
 
 
 def _documented(text: str) -> dict[str, Any]:

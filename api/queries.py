@@ -109,6 +109,25 @@ WHERE tenant = {tenant:String} AND finding_id = {finding_id:String}
 ORDER BY activity_id = 1 DESC, activity_id = 3, window_start, time, event_id LIMIT {limit:UInt32}
 """.replace("$columns", _EVENT_COLUMNS)
 
+PLACE_OF_EVENT = """
+SELECT incarnation, position, toUnixTimestamp64Milli(inserted_at) FROM {database:Identifier}.drift_events FINAL
+WHERE tenant = {tenant:String} AND event_id = {event_id:String} AND incarnation != '' LIMIT 1
+"""
+
+EVENTS_BEHIND = """
+SELECT position, $columns FROM {database:Identifier}.drift_events FINAL
+WHERE tenant = {tenant:String} AND incarnation = {incarnation:String} AND position > {position:Int64}
+ORDER BY position, event_id LIMIT {limit:UInt32}
+""".replace("$columns", _EVENT_COLUMNS)
+
+NEXT_INCARNATION = """
+SELECT incarnation, toUnixTimestamp64Milli(min(inserted_at)) AS first_ms
+FROM {database:Identifier}.drift_events
+WHERE tenant = {tenant:String} AND incarnation != {incarnation:String}
+    AND inserted_at > fromUnixTimestamp64Milli({after_ms:Int64}, 'UTC')
+GROUP BY incarnation ORDER BY first_ms LIMIT 1
+"""
+
 WINDOWS = """
 SELECT lane, generation, toUnixTimestamp64Milli(window_start), toUnixTimestamp64Milli(window_end), edges, incomplete,
     is_learning, overflow_calls

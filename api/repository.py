@@ -12,6 +12,7 @@ from api import queries
 from api.clickhouse import Reader
 from schemas.drift import Activity, AlertReason, DriftEvent, DriftKind, EdgeRef, Evidence, Severity, Verdict
 from schemas.ids import REPLAY_PREFIX, TenantId
+from schemas.live_events import PlacedEvent
 from schemas.rca import ServiceWindowEdges
 
 _MIGRATION = re.compile(r"\d{4}_[a-z0-9_]+\.sql")
@@ -302,6 +303,21 @@ class Repository:
         """Return one drift event."""
         rows = await self._rows(queries.EVENT, tenant, event_id=event_id)
         return _event(rows[0]) if rows else None
+
+    async def place_of(self, tenant: TenantId, event_id: str) -> tuple[str, int, int] | None:
+        """Return where a stored event stands on its topic: incarnation, position, and when it was stored, in ms."""
+        rows = await self._rows(queries.PLACE_OF_EVENT, tenant, event_id=event_id)
+        return (str(rows[0][0]), int(rows[0][1]), int(rows[0][2])) if rows else None
+
+    async def events_behind(self, tenant: TenantId, incarnation: str, position: int, limit: int) -> list[PlacedEvent]:
+        """Return stored events behind a position of an incarnation of the topic, in their order there."""
+        rows = await self._rows(queries.EVENTS_BEHIND, tenant, incarnation=incarnation, position=position, limit=limit)
+        return [PlacedEvent(incarnation, int(row[0]), _event(row[1:])) for row in rows]
+
+    async def next_incarnation(self, tenant: TenantId, incarnation: str, after_ms: int) -> tuple[str, int] | None:
+        """Return the topic's incarnation that came after one, and when its first event was stored, in ms."""
+        rows = await self._rows(queries.NEXT_INCARNATION, tenant, incarnation=incarnation, after_ms=after_ms)
+        return (str(rows[0][0]), int(rows[0][1])) if rows else None
 
     async def finding(self, tenant: TenantId, finding_id: str, limit: int) -> list[DriftEvent]:
         """Return the events of a finding from its Create to its Close."""

@@ -30,6 +30,7 @@ from streams.app import Worker
 from streams.audit_log import KafkaAuditLog
 from streams.clickhouse import connect
 from streams.clock import Clock, SystemClock
+from streams.event_feed import KafkaEventFeed
 from streams.health import HealthServer
 from streams.migrate import migrate
 
@@ -164,7 +165,7 @@ class Embedded:
                 self._clock.now_ms,
                 self._keep_first_admin,
             )
-            self._api = ApiThread(self._settings, self._access, listener)
+            self._api = ApiThread(self._settings, self._access, listener, KafkaEventFeed(self._settings))
             await asyncio.to_thread(self._api.start)
             console_client = await asyncio.to_thread(connect, clickhouse)
             await asyncio.to_thread(console_client.command, "SET readonly = 1")

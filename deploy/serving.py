@@ -18,6 +18,7 @@ from api.app import create_app
 from api.security.access import Access
 from deploy.http_server import server_config
 from schemas.errors import ConfigurationError
+from schemas.live_events import EventFeed
 from schemas.settings import Settings
 from streams.app import Worker
 from streams.health import HealthServer
@@ -110,13 +111,15 @@ class ApiThread:
     """The API on an own thread and event loop.
 
     Args:
-        access: decides who gets in.
+        access: decides who gets in. feed: reads `drift-events` for live clients.
     """
 
-    def __init__(self, settings: Settings, access: Access, listener: socket.socket) -> None:
+    def __init__(
+        self, settings: Settings, access: Access, listener: socket.socket, feed: EventFeed | None = None
+    ) -> None:
         self.port = int(listener.getsockname()[1])
         self._listener = listener
-        self._server = uvicorn.Server(server_config(create_app(settings, access), settings.api, "warning"))
+        self._server = uvicorn.Server(server_config(create_app(settings, access, feed=feed), settings.api, "warning"))
         self._thread = threading.Thread(target=self._serve, name="api", daemon=True)
 
     def _serve(self) -> None:

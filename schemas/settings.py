@@ -194,6 +194,8 @@ class LimitSettings(_Frozen):
             it is there. header_timeout_s: until its headers are.
         request_timeout_s: until the answer is through.
         connections: open at once in one process.
+        live_per_tenant: clients of live events in one process. stall_timeout_s: a connection whose client takes nothing
+            for so long is cut.
     """
 
     storage: SecretStr = SecretStr("memory")
@@ -207,6 +209,8 @@ class LimitSettings(_Frozen):
     header_timeout_s: float = Field(default=10, gt=0)
     request_timeout_s: float = Field(default=60, gt=0)
     connections: int = Field(default=1_000, ge=1)
+    live_per_tenant: int = Field(default=250, ge=1)
+    stall_timeout_s: float = Field(default=30, gt=0)
 
     @model_validator(mode="after")
     def _storage_is_known(self) -> "LimitSettings":

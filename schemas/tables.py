@@ -172,6 +172,8 @@ DRIFT_EVENTS = TableDeclaration(
         "seen_in": f"Array({NAME})",
         "verdict": VERDICT_TYPE,
         "ocsf": "String",
+        "incarnation": NAME,
+        "position": "UInt64",
         "inserted_at": TIME,
     },
     ("tenant", "finding_id", "event_id"),

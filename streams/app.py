@@ -207,6 +207,7 @@ class Worker:
                 drift_events=names["drift_events"],
                 graph_windows=names["graph_windows"],
                 audit=names["audit"],
+                incarnation=settings.topics.incarnation,
             )
             batched |= {names["drift_events"], names["graph_windows"], names["audit"]}
         app.on_partitions_assigned.connect(self._on_assigned)

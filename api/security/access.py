@@ -12,7 +12,7 @@ from api.security.directory import Account, Directory, new_stamp
 from api.security.limits import Limits
 from api.security.lockout import Lockout
 from api.security.passwords import Passwords, one_time_password
-from api.security.principal import Principal, Refused, Role
+from api.security.principal import How, Principal, Refused, Role
 from api.security.providers import Providers
 from api.security.tokens import ISSUER, OwnTokens, issuer_of
 from schemas.access_records import ACCOUNT, REVOCATION, ControlLog, RecordsUnavailable
@@ -180,6 +180,23 @@ class Access:
         else:
             principal = await self._providers.verify(credential, now_s)
         return self.directory.check(principal)
+
+    def recheck(self, principal: Principal) -> None:
+        """See that one who was let in still would be: for what goes on after its request was answered.
+
+        Raises:
+            Refused: the credential has expired or was revoked, or its account or key is gone.
+        """
+        if principal.expires_s and self.now_s() >= principal.expires_s:
+            raise Refused("expired")
+        if principal.how is How.API_KEY:
+            record = self.directory.keys.get(principal.credential_id)
+            if record is None or record.tenant != principal.tenant:
+                raise Refused("no such key any more")
+            if record.expires_s and self.now_s() >= record.expires_s:
+                raise Refused("expired")
+        if self.directory.check(principal).must_change:
+            raise Refused("the password must be replaced")
 
     async def write(self, tenant: str, kind: str, record_id: str, value: bytes | None) -> None:
         """Write a record.

@@ -17,6 +17,7 @@ from schemas.settings import load_settings
 from streams.audit_log import KafkaAuditLog
 from streams.clock import SystemClock
 from streams.control_log import KafkaControlLog
+from streams.event_feed import KafkaEventFeed
 
 
 @click.command(
@@ -40,7 +41,9 @@ def api(config: Path | None) -> None:
         print_first_admin,
     )
     listener = listen(settings.api.host, settings.api.port)
-    server = uvicorn.Server(server_config(create_app(settings, access), settings.api, "info"))
+    server = uvicorn.Server(
+        server_config(create_app(settings, access, feed=KafkaEventFeed(settings)), settings.api, "info")
+    )
     server.run(sockets=[listener])
     if not server.started:
         raise ConfigurationError("the API did not start: the log above says why")

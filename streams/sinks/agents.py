@@ -40,7 +40,9 @@ class SinkAgent:
         database: str,
         on_poison: Callable[[Poison], Awaitable[None]],
         metrics: Metrics,
+        incarnation: str = "",
     ) -> None:
+        self._incarnation = incarnation
         self._app = app
         self._topic = topic
         self._rows_of = rows_of
@@ -86,7 +88,14 @@ class SinkAgent:
         if writer is None:
             client = await self._connected()
             writer = self._writers[partition] = PartitionWriter(
-                client, self._database, self._topic, partition, self._rows_of, self._on_poison, self._metrics
+                client,
+                self._database,
+                self._topic,
+                partition,
+                self._rows_of,
+                self._on_poison,
+                self._metrics,
+                incarnation=self._incarnation,
             )
         return writer
 
@@ -149,10 +158,11 @@ def register_sinks(
     drift_events: str,
     graph_windows: str,
     audit: str,
+    incarnation: str,
 ) -> list[SinkAgent]:
     """Register the sink agents on ``app``."""
     return [
-        SinkAgent(app, drift_events, drift_rows, connect, database, on_poison, metrics),
-        SinkAgent(app, graph_windows, graph_rows, connect, database, on_poison, metrics),
-        SinkAgent(app, audit, audit_rows, connect, database, on_poison, metrics),
+        SinkAgent(app, drift_events, drift_rows, connect, database, on_poison, metrics, incarnation),
+        SinkAgent(app, graph_windows, graph_rows, connect, database, on_poison, metrics, incarnation),
+        SinkAgent(app, audit, audit_rows, connect, database, on_poison, metrics, incarnation),
     ]

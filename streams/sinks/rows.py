@@ -98,6 +98,17 @@ class Rows:
     def __len__(self) -> int:
         return int(self.batch.num_rows)
 
+    def at(self, incarnation: str, offset: int) -> "Rows":
+        """Return the rows with where their message stands on its topic, in tables that keep it."""
+        schema = self.batch.schema
+        if "position" not in schema.names:
+            return self
+        batch = self.batch
+        for name, value in (("incarnation", incarnation), ("position", offset)):
+            index = schema.get_field_index(name)
+            batch = batch.set_column(index, schema.field(index), _constant(value, len(self), schema.field(index).type))
+        return Rows(self.table, self.partition_key, batch)
+
 
 RowsOf = Callable[[bytes], Rows]
 """Reads a message's value. Raises whatever it likes on a message that cannot be used: that one is set aside."""
@@ -235,6 +246,8 @@ def event_row(event: DriftEvent, ocsf_json: str) -> Rows:
         "checks": [list(event.checks)],
         "verdict": [_NO_VERDICT if event.verdict is None else msgspec.structs.asdict(event.verdict)],
         "ocsf": [ocsf_json],
+        "incarnation": [""],  # with the position from the message's offset: `Rows.at`
+        "position": [0],
     }
     return _rows(DRIFT_EVENTS, event.window_start_ms, columns)
 

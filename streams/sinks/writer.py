@@ -117,6 +117,7 @@ class PartitionWriter:
     Args:
         rows_of: reads a message's value; a message on which it raises is poison.
         on_poison: keeps a message that cannot be written (a dead letter). If it raises, `write` raises.
+        incarnation: of the topics, told with each position (schemas/sql/0006_event_positions.sql).
         sleep: waits seconds between repeats. jitter: a value in [0, 1) that spreads the repeats of many workers.
     """
 
@@ -134,7 +135,9 @@ class PartitionWriter:
         jitter: Callable[[], float] = random.random,
         epoch: int = 0,
         max_rows: int = MAX_ROWS_PER_INSERT,
+        incarnation: str = "",
     ) -> None:
+        self._incarnation = incarnation
         self._client = client
         self._database = database
         self._topic = topic
@@ -160,7 +163,7 @@ class PartitionWriter:
         parsed: list[tuple[Message, Rows]] = []
         for message in messages:
             try:
-                rows = self._rows_of(message.value)
+                rows = self._rows_of(message.value).at(self._incarnation, message.offset)
             except Exception as error:  # pure code over foreign bytes: whatever it raises, this message is the cause
                 await self._set_aside(message, f"cannot be read: {error}")
             else:

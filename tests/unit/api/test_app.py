@@ -36,7 +36,10 @@ PATHS = (
     "/v1/services",
 )
 
-FILES = {"/v1/drift-events/export": ["text/csv", "application/x-ndjson"]}
+FILES = {
+    "/v1/drift-events/export": ["text/csv", "application/x-ndjson"],
+    "/v1/live/events": ["text/event-stream"],
+}
 """Paths whose answers are no JSON documents, and what they are."""
 
 

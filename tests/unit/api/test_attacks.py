@@ -81,6 +81,10 @@ def routes(doors: Doors) -> list[Any]:
     return list(walk(create_app(SETTINGS, doors.access).routes))
 
 
+def methods_of(route: Any) -> list[str]:
+    return sorted(getattr(route, "methods", None) or {"WEBSOCKET"})
+
+
 def calls(dependant: Dependant) -> Iterator[Any]:
     for below in dependant.dependencies:
         yield below.call
@@ -92,7 +96,7 @@ def is_guarded(route: Any) -> bool:
 
 
 def test_every_route_demands_a_credential_but_the_named_few(doors: Doors) -> None:
-    open_routes = {(method, r.path) for r in routes(doors) if not is_guarded(r) for method in r.methods}
+    open_routes = {(method, r.path) for r in routes(doors) if not is_guarded(r) for method in methods_of(r)}
     assert open_routes == OPEN
     assert len(routes(doors)) > 15
 
@@ -112,9 +116,9 @@ async def test_every_guarded_route_answers_401_without_and_403_below_its_role(
 ) -> None:
     key = doors.headers("acme", Role.VIEWER)
     for route in routes(doors):
-        for method in sorted(route.methods):
-            if (method, route.path) in OPEN:
-                continue
+        for method in methods_of(route):
+            if (method, route.path) in OPEN or method == "WEBSOCKET":
+                continue  # tests/integration/test_live.py knocks at the socket
             path = route.path.format(event_id="x", finding_id="x", account="x", key_id="x")
             answer = await client.request(method, path, json={})
             assert answer.status_code == 401, (method, path, answer.text)
@@ -286,7 +290,7 @@ async def test_no_parameter_reaches_the_text_of_a_query(
     admin = {"Authorization": f"Bearer {signed()}"}
     tried = 0
     for route in routes(doors):
-        if "GET" not in route.methods or not route.path.startswith("/v1"):
+        if "GET" not in methods_of(route) or not route.path.startswith("/v1"):
             continue
         names = {f.alias for d in [route.dependant, *flat(route.dependant)] for f in d.query_params}
         base = {"since": "-1h"} if route.path == "/v1/root-cause" else {}
@@ -295,7 +299,8 @@ async def test_no_parameter_reaches_the_text_of_a_query(
                 before = len(reader.asked)
                 path = route.path.format(event_id="x", finding_id="x")
                 answer = await client.get(path, params=base | {name: hostile}, headers=admin)
-                assert answer.status_code in (200, 404, 422), (path, name, hostile, answer.text)
+                expected = (422, 503) if path == "/v1/live/events" else (200, 404, 422)  # no topic is read here
+                assert answer.status_code in expected, (path, name, hostile, answer.text)
                 assert "x-injected" not in answer.headers
                 for sql, parameters in reader.asked[before:]:
                     assert (hostile not in sql or hostile == "{tenant:String}") and parameters["tenant"] == "acme"
