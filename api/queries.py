@@ -67,7 +67,8 @@ FROM (
     SELECT finding_id, max(activity_id) AS last, argMax(e.incident_id, (e.activity_id, e.time, e.event_id)) AS incident,
         max(is_alert) AS alert, argMax(e.severity_id, (e.activity_id, e.time, e.event_id)) AS severity
     FROM {database:Identifier}.drift_events AS e FINAL
-    WHERE tenant = {tenant:String} AND $newest AND NOT startsWith(lane, 'replay:')
+    WHERE tenant = {tenant:String} AND $newest
+        AND (lane = {lane:String} OR ({lane:String} = '' AND NOT startsWith(lane, 'replay:')))
     GROUP BY finding_id HAVING last < 3
 )
 """.replace("$newest", _NEWEST_OF_EVENTS)
@@ -76,24 +77,28 @@ LANE_STATISTICS = """
 SELECT lane, any(generation), count(), countIf(notEmpty(incomplete)), countIf(is_learning), max(edges),
     sum(overflow_calls), toUnixTimestamp64Milli(min(window_start)), toUnixTimestamp64Milli(max(window_end))
 FROM {database:Identifier}.windows FINAL
-WHERE tenant = {tenant:String} AND $newest
+WHERE tenant = {tenant:String} AND $newest AND ({lane:String} = '' OR lane = {lane:String})
     AND window_end > fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
     AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
 GROUP BY lane ORDER BY lane LIMIT {limit:UInt32}
 """.replace("$newest", _NEWEST_OF_WINDOWS)
 
 SERVICE_COUNTS = """
-SELECT uniqExact(service), uniqExactIf(service, is_external)
-FROM {database:Identifier}.services FINAL
-WHERE tenant = {tenant:String} AND $newest AND NOT startsWith(lane, 'replay:')
-    AND last_seen >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
-    AND first_seen < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+SELECT uniqExact(name), uniqExactIf(name, startsWith(name, 'ext:'))
+FROM (
+    SELECT arrayJoin([src, dst]) AS name FROM {database:Identifier}.edges_1m FINAL
+    WHERE tenant = {tenant:String} AND $newest
+        AND (lane = {lane:String} OR ({lane:String} = '' AND NOT startsWith(lane, 'replay:')))
+        AND window_start >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+        AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+)
 """.replace("$newest", _NEWEST_OF_WINDOWS)
 
 EDGE_COUNTS = """
 SELECT uniqExact(src, dst, protocol, port)
 FROM {database:Identifier}.edges_1m FINAL
-WHERE tenant = {tenant:String} AND $newest AND NOT startsWith(lane, 'replay:')
+WHERE tenant = {tenant:String} AND $newest
+    AND (lane = {lane:String} OR ({lane:String} = '' AND NOT startsWith(lane, 'replay:')))
     AND window_start >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
     AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
 """.replace("$newest", _NEWEST_OF_WINDOWS)

@@ -277,26 +277,28 @@ class Repository:
         rows = await self._rows(queries.NEWEST_EVENT, tenant, lane=lane)
         return int(rows[0][0]) if rows else 0
 
-    async def open_findings(self, tenant: TenantId) -> OpenFindings:
-        """Return how many findings of live lanes are open."""
-        rows = await self._rows(queries.OPEN_FINDINGS, tenant)
+    async def open_findings(self, tenant: TenantId, lane: str) -> OpenFindings:
+        """Return how many findings of a lane, else of all live ones, are open."""
+        rows = await self._rows(queries.OPEN_FINDINGS, tenant, lane=lane)
         return OpenFindings(*rows[0]) if rows else OpenFindings(0, 0, 0, 0)
 
     async def lane_statistics(
-        self, tenant: TenantId, since_ms: int, until_ms: int, limit: int = 1_000
+        self, tenant: TenantId, lane: str, since_ms: int, until_ms: int, limit: int = 1_000
     ) -> list[LaneStatistics]:
         """Return what was closed of each lane in windows that overlap ``[since_ms, until_ms)``, by name."""
-        rows = await self._rows(queries.LANE_STATISTICS, tenant, since_ms=since_ms, until_ms=until_ms, limit=limit)
+        rows = await self._rows(
+            queries.LANE_STATISTICS, tenant, lane=lane, since_ms=since_ms, until_ms=until_ms, limit=limit
+        )
         return [LaneStatistics(*row) for row in rows]
 
-    async def service_counts(self, tenant: TenantId, since_ms: int, until_ms: int) -> tuple[int, int]:
-        """Return how many services of live lanes were seen in a range, and how many of them are external."""
-        rows = await self._rows(queries.SERVICE_COUNTS, tenant, since_ms=since_ms, until_ms=until_ms)
+    async def service_counts(self, tenant: TenantId, lane: str, since_ms: int, until_ms: int) -> tuple[int, int]:
+        """Return how many services a lane, else the live ones, saw in a range, and how many of them are external."""
+        rows = await self._rows(queries.SERVICE_COUNTS, tenant, lane=lane, since_ms=since_ms, until_ms=until_ms)
         return (int(rows[0][0]), int(rows[0][1])) if rows else (0, 0)
 
-    async def edge_count(self, tenant: TenantId, since_ms: int, until_ms: int) -> int:
-        """Return how many edges live lanes saw in windows that start in a range."""
-        rows = await self._rows(queries.EDGE_COUNTS, tenant, since_ms=since_ms, until_ms=until_ms)
+    async def edge_count(self, tenant: TenantId, lane: str, since_ms: int, until_ms: int) -> int:
+        """Return how many edges a lane, else the live ones, saw in windows that start in a range."""
+        rows = await self._rows(queries.EDGE_COUNTS, tenant, lane=lane, since_ms=since_ms, until_ms=until_ms)
         return int(rows[0][0]) if rows else 0
 
     async def event(self, tenant: TenantId, event_id: str) -> DriftEvent | None:

@@ -64,7 +64,7 @@ class LaneStatisticsOut(BaseModel):
 
 
 class OpenFindingsOut(BaseModel):
-    """Findings of live lanes that are open now, whatever the range."""
+    """Findings of `lane`, or of all live ones, that are open now, whatever the range."""
 
     findings: int
     incidents: int
@@ -77,11 +77,11 @@ class TenantStatistics(BaseModel):
 
     since_ms: int
     until_ms: int
-    services: int = Field(description="Seen in the range, by live lanes; replays are left out.")
+    services: int = Field(description="Seen in the range, by `lane` or all live ones.")
     external_services: int
-    edges: int = Field(description="Different ones, seen in the range by live lanes.")
+    edges: int = Field(description="Different ones, seen in the range by `lane` or all live ones.")
     open: OpenFindingsOut
-    drift_events: EventSummary = Field(description="Of the range, replays included.")
+    drift_events: EventSummary = Field(description="Of the range; without `lane` replays included.")
     lanes: list[LaneStatisticsOut]
 
 

@@ -15,7 +15,7 @@ from api.routers.graph_detail import range_of
 from api.tenant import Tenant
 from models.impact.blast_radius import blast_radius
 from schemas.drift import Activity, DriftEvent, DriftKind
-from schemas.ids import TenantId
+from schemas.ids import REPLAY_PREFIX, TenantId
 from schemas.impact import CallGraph, Degradation
 
 router = APIRouter(tags=["blast radius"], responses=RESPONSES)
@@ -100,6 +100,8 @@ async def get_blast_radius(
     if event_id is not None and event is None:
         raise not_found("This drift event")
     origin = _origin(service, src, dst, event)
+    if event is not None and lane is None and event.lane.startswith(REPLAY_PREFIX):
+        lane = event.lane  # a replay is nobody's live lane: its calls are in no other
     if event is not None and since is None:
         since_ms, until_ms = min(event.first_seen_ms, event.window_start_ms), event.window_end_ms
     else:

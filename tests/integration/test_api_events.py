@@ -108,6 +108,8 @@ async def test_statistics_say_what_is_stored_and_what_is_open(
         ("default", CALM + SLOW, 0),
         ("vpc", 1, 1),
     ]
+    one = await get(client, "/v1/statistics", lane="vpc")
+    assert (one["services"], one["open"]["findings"], [lane["lane"] for lane in one["lanes"]]) == (0, 0, ["vpc"])
     early = await get(client, "/v1/statistics", since=str(START_MS - HOUR_MS), until=str(START_MS))
     assert (early["services"], early["edges"], early["lanes"]) == (0, 0, [])
 

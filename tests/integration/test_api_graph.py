@@ -14,6 +14,7 @@ from tests.integration.test_api import (
     WINDOW_MS,
     check_problem,
     edge_row,
+    event_row,
     get,
     insert,
     window_row,
@@ -134,6 +135,18 @@ async def test_the_blast_radius_names_who_is_hurt_and_who_is_at_risk(client: htt
     assert [one["service"] for one in leaf["unexplained"]] == ["payment"]
     of_event = await get(client, "/v1/blast-radius", event_id="acme-event-0-1")
     assert of_event["origin"] == ["checkout", "payment"]
+
+
+async def test_the_blast_radius_of_a_replays_event_is_that_of_its_calls(
+    client: httpx.AsyncClient, clickhouse: ClickHouse
+) -> None:
+    lane = "replay:old"
+    insert(clickhouse, "windows", [window_row("globex", index, lane) for index in range(4)])
+    rows = [edge_row("globex", index, "a", "b", 5, lane=lane) for index in range(4)]
+    insert(clickhouse, "edges_1m", rows)
+    insert(clickhouse, "drift_events", [event_row("globex", 40 - CALM, lane=lane, src="a", dst="b")])
+    found = await get(client, "/v1/blast-radius", tenant="globex", event_id=f"globex-event-{40 - CALM}-1")
+    assert [one["service"] for one in found["impacted"]] == ["a"]
 
 
 async def test_the_blast_radius_of_nothing_is_refused(client: httpx.AsyncClient) -> None:
