@@ -153,7 +153,10 @@ async def follow_by_socket(
 ) -> None:
     """Send what `/v1/live/events` sends as JSON texts: ``type``, and ``id`` and ``event``, or ``reason``."""
     offered = websocket.scope.get("subprotocols", [])
-    await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
+    try:
+        await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
+    except OSError:
+        return  # it went while it was let in
     subscription = place[1]
     listener = asyncio.create_task(_until_gone(websocket))
     listener.add_done_callback(lambda _: subscription.finish(GONE))
@@ -165,9 +168,10 @@ async def follow_by_socket(
                 await websocket.send_text(_text(message))
             if message.kind == "end":
                 await websocket.close(_CLOSE_CODES.get(message.reason, 1000), message.reason)
-    except (RuntimeError, OSError):
-        # The client went while something was sent; starlette and uvicorn say it so or so.
-        if not subscription.end:
+    except OSError:
+        return  # the client went while something was sent
+    except RuntimeError:
+        if not subscription.end:  # starlette says it so where the end was seen first
             raise
     finally:
         listener.cancel()
