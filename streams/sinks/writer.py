@@ -117,7 +117,7 @@ class PartitionWriter:
     Args:
         rows_of: reads a message's value; a message on which it raises is poison.
         on_poison: keeps a message that cannot be written (a dead letter). If it raises, `write` raises.
-        incarnation: of the topics, told with each position (schemas/sql/0006_event_positions.sql).
+        incarnation: of the topics, told with each position (schemas/sql/0007_event_positions.sql).
         sleep: waits seconds between repeats. jitter: a value in [0, 1) that spreads the repeats of many workers.
     """
 

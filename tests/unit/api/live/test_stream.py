@@ -1,6 +1,7 @@
 """What a live client is sent, whatever memory and store hold when it comes. A fake store lags behind the topic."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -36,12 +37,15 @@ class FakeFeed:
     async def stop(self) -> None: ...
 
 
+def _nothing() -> None: ...
+
+
 class LaggingStore:
     """Holds the first ``stored`` of the events; each look lets the sink store one more."""
 
     def __init__(self, events: list[PlacedEvent], stored: int) -> None:
         self.events, self.stored = events, stored
-        self.on_look = lambda: None
+        self.on_look: Callable[[], None] = _nothing
 
     def _look(self) -> list[PlacedEvent]:
         now = self.events[: self.stored]
@@ -117,18 +121,18 @@ def test_there_is_no_hole_and_no_double(data: st.DataObject) -> None:
             state["left"] -= 1
             if state["left"] == 0:
                 state["left"] = next(looks, 0)
-                if (one := next(waiting, None)) is not None:
-                    hub.take(one)
+                if (coming := next(waiting, None)) is not None:
+                    hub.take(coming)
 
         store.on_look = on_look
         found = []
         async for message in stream_of(hub, subscription, held, store).messages(events[seen].event.event_id):
             if message.kind == "ping":
-                one = next(waiting, None)
-                if one is None:
+                coming = next(waiting, None)
+                if coming is None:
                     subscription.finish(STOP)
                 else:
-                    hub.take(one)
+                    hub.take(coming)
             elif message.item is not None:
                 found.append(message.item.id)
             else:
