@@ -1,4 +1,4 @@
-"""The HTTP API over ClickHouse. It knows nothing of Kafka, so that it scales and fails on its own."""
+"""The HTTP API over ClickHouse. Of Kafka it knows what it is given, so that it scales and fails on its own."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -46,6 +46,8 @@ What changed in the traffic between services, why, and who is the root cause.
 * Times are Unix epoch milliseconds, UTC, in event time.
 * Errors are `application/problem+json` (RFC 9457); `X-Request-Id` is in every answer.
 * Query parameters that a path does not know are refused.
+* Data has an `ETag`; `If-None-Match` is answered 304 where nothing changed.
+* `WS /v1/live/socket` is `/v1/live/events` as a WebSocket, with the same parameters.
 """
 
 
