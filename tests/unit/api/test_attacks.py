@@ -72,7 +72,7 @@ def walk(routes: Any) -> Iterator[Any]:
         if hasattr(route, "effective_candidates"):
             yield from walk(route.effective_candidates())
         elif hasattr(route, "dependant"):
-            yield route
+            yield route if route.dependant is not None else route.starlette_route  # a WebSocket's
         else:
             assert getattr(route, "path", "") == "/openapi.json", f"{route!r} cannot demand a credential"
 
