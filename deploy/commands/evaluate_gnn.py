@@ -67,7 +67,7 @@ def compare_once(
 
 def show(result: dict[str, dict[str, Figures]]) -> None:
     """Print a table: ROC-AUC and average precision of each score by kind."""
-    click.echo(f"{'drift':18}{'score':13}{'ROC-AUC':>16}{'gain':>17}{'avg. precision':>18}{'gain':>17}")
+    click.echo(f"{'drift':20}{'score':13}{'ROC-AUC':>16}{'gain':>17}{'avg. precision':>18}{'gain':>17}")
     for kind, scores in result.items():
         for name, figures in scores.items():
             cells = "".join(
@@ -75,4 +75,4 @@ def show(result: dict[str, dict[str, Figures]]) -> None:
                 f"  {figures[key]:.3f} +- {figures[f'{key}_sd']:.3f}"
                 for key in ("roc_auc", "roc_auc_gain", "average_precision", "average_precision_gain")
             )  # fmt: skip
-            click.echo(f"{kind:18}{name:13}{cells}")
+            click.echo(f"{kind:20}{name:13}{cells}")

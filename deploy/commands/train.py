@@ -74,10 +74,22 @@ def train(
         versions=training.versions() | {"secureguard-drift": version("secureguard-drift")},
     )
     write_model(out, Checkpoint(card, trained.weights, calibration_of(trained.weights, split.validation)))
+    if has_learned_nothing(card.scores):
+        console.print(
+            "the model predicts later windows no better than expecting everything as usual: "
+            "try another --seed, or more windows",
+            markup=False,
+            soft_wrap=True,
+        )
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(card)))
     else:
         _show(card, out)
+
+
+def has_learned_nothing(scores: dict[str, float]) -> bool:
+    """Say whether a model's figures on later windows are no better than those of expecting everything as usual."""
+    return scores["signal_nll"] >= scores["signal_nll_as_usual"]
 
 
 def _read(config: Path | None, options: dict[str, Any], console: Console) -> tuple[Split, TrainingData]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.commands.train import has_learned_nothing
 from deploy.model_file import card_path, read_model, write_model
 from models.gnn.checkpoint import FORMAT_VERSION, encode
 from schemas.errors import ConfigurationError
@@ -68,6 +69,11 @@ def test_the_card_stands_beside_the_model(model: Path) -> None:
     assert card["seed"] == 7 and len(card["node_features"]) == 8 and len(card["edge_features"]) == 10
     assert read_model(model).card == made_checkpoint().card
     assert sorted(path.name for path in model.parent.iterdir()) == ["model.npz", "model.npz.card.json"]
+
+
+@pytest.mark.parametrize(("signal_nll", "expected"), [(0.434608, True), (0.422603, True), (0.163361, False)])
+def test_a_model_that_learned_nothing_is_told_by_the_later_windows(signal_nll: float, expected: bool) -> None:
+    assert has_learned_nothing({"signal_nll": signal_nll, "signal_nll_as_usual": 0.422603}) is expected
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
