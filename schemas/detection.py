@@ -10,7 +10,7 @@ class DetectionConfig(msgspec.Struct, frozen=True):
 
     Attributes:
         learning_windows: closed windows with traffic before anything fires, per tenant and lane.
-        min_calls: calls an edge needs in a window before its ratios and latencies are judged.
+        min_calls: calls an edge needs in a window before its ratios and quantiles of latency are judged.
         min_history: windows an edge must have been seen in before its signals are judged.
         z_threshold: robust z-score from which a signal is called drift; larger is quieter.
         min_effect_ratio: smallest observed/expected ratio worth an event (rate, bytes, latency).
