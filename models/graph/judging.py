@@ -15,7 +15,7 @@ from models.graph.creeping import follow_trends
 from models.graph.cutting import WindowColumns
 from models.graph.lane import LaneState
 from models.graph.logic import PRODUCERS_OWN
-from models.graph.recurring import teaches_nothing
+from models.graph.recurring import goes_on, teaches_nothing
 from models.graph.registry import INBOUND, OUTBOUND, P95, pair_of
 from models.graph.slowing import judge_slowness, learn_slowness
 from models.graph.thresholds import by_config, limits_of
@@ -95,7 +95,7 @@ def judge_signals(
         assert found is not None
         return found
 
-    held = np.zeros(values.shape, dtype=bool)
+    held, going_on = (np.zeros(values.shape, dtype=bool) for _ in range(2))
     if lane.logic >= PRODUCERS_OWN:
         long_mean, creeping = follow_trends(lane, present, signals, teaching if whole else None)
         signals = replace(signals, trend=long_mean, creeping=creeping)
@@ -124,6 +124,7 @@ def judge_signals(
                 departing = statistical.signals_departing(detection)
                 if teaches_nothing(lane, int(edge["tenant"][number]), index, detection, int(history[at].max())):
                     held[at, departing] = True
+                    going_on[at, departing] = goes_on(lane, int(edge["tenant"][number]), index, detection)
             if detection.kind is DriftKind.RATE_DROP:
                 edge["dropped"][number] = True
     if whole:
@@ -131,7 +132,8 @@ def judge_signals(
         shows = teaching[edge["tenant"][present]]
         if slowness is not None:
             learn_slowness(lane, present, slowness, shows)
-            after = baseline.unrest_after(plain, unrest, history)
+            # One window far out is unrest, a departure that goes on is none: else it would hide itself.
+            after = baseline.unrest_after(np.where(going_on, np.nan, plain), unrest, history)
             edge["unrest"][present] = np.where(shows[:, None], after, unrest)
         if not shows.all():
             present, values, mean, spread, history = (c[shows] for c in (present, values, mean, spread, history))

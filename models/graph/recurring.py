@@ -69,6 +69,12 @@ def teaches_nothing(lane: LaneState, tenant: int, index: int, detection: Detecti
     return gone_on < min(accept_windows(lane), history)
 
 
+def goes_on(lane: LaneState, tenant: int, index: int, detection: Detection) -> bool:
+    """Say whether a departure in a window carries on one of a window before."""
+    time_ms = index * lane.config.window_ms
+    return lane.tenants[tenant].calendar.since_ms(detection.sort_key, time_ms) is not None
+
+
 def put_off_removal(lane: LaneState, number: int, identity: EdgeIdentity, index: int) -> bool:
     """Say whether a silent edge is to be back later than window ``index``, and wait for that."""
     edge = lane.registry.edge.array
