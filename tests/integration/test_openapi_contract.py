@@ -34,7 +34,7 @@ from tests.builders_clickhouse import ClickHouse
 from tests.integration.test_api import fill
 from tests.integration.test_live import FakeFeed
 
-EXAMPLES = {GenerationMode.POSITIVE: 6, GenerationMode.NEGATIVE: 4}
+EXAMPLES = {GenerationMode.POSITIVE: 25, GenerationMode.NEGATIVE: 20}
 LIMITS = LimitSettings(
     logins_per_minute=100_000, principal_per_minute=100_000, tenant_per_minute=100_000, live_per_tenant=1
 )
