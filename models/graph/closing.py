@@ -143,8 +143,11 @@ def _due(lane: LaneState, quiet_floor: int, tenant_floors: IntColumn | None = No
     busy = np.expm1(edge["mean"][:, CALLS]) >= lane.thresholds("min_calls", tenant) * edge["scale"]
     gap = edge["gap_max"].astype(np.int64)
     pauses = np.ones_like(gap)
-    if lane.logic >= PRODUCERS_OWN:  # an edge that pauses now and then is missed after twice its longest pause
-        pauses = lane.thresholds("removed_min_windows", tenant)
+    if lane.logic >= PRODUCERS_OWN:
+        # An edge that pauses now and then is missed after twice its longest pause;
+        # for one that pauses most of the time, silence is usual.
+        age = edge["last_index"] - edge["first_seen_ms"] // lane.config.window_ms + 1
+        pauses = np.where(2 * edge["windows_seen"] >= age, lane.thresholds("removed_min_windows", tenant), 1)
     steady = gap <= np.maximum(pauses, 1)
     drop = np.where(ripe & busy & steady & ~edge["dropped"], last + 2 * gap - 1, _NO_DEADLINE)
     return drop, removal
