@@ -22,6 +22,7 @@ BENCHES = {
     "pairing": ("pairing", "what bringing halves of calls together costs, a row"),
     "real-backtests": ("real_backtests", "DIR: findings an hour on recorded calls and a sensor's connections"),
     "edge-stream": ("edge_stream", "--data FILE: quality and speed of the edge scorer, beside peers"),
+    "edge-stream-windows": ("edge_stream_windows", "FILE: the edge scorer on closed windows of a sensor's connections"),
     "api": ("api", "root cause and blast radius through HTTP on 50, 1,000 and 10,000 services"),
     "gnn": ("gnn", "--part nezha|darpa|speed: the graph model beside the statistical score (extra gnn)"),
     "root-cause": ("root_cause", "--data DIR: quality and speed of ErrorRank, with an ablation"),

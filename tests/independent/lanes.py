@@ -115,7 +115,9 @@ def _close_to(lane: Lane, others: list[Lane], closed_to: int, told: set[Told]) -
                 seen = lane.edges[edge]
                 wait = _wait(lane, seen)
                 if seen.last >= 0:
-                    seen.gap = max(seen.gap, min(index - seen.last, wait))
+                    # A silence that was told at most doubles the usual one: it is no habit yet.
+                    gap = min(index - seen.last, wait, 2 * seen.gap if seen.told_gone else wait)
+                    seen.gap = max(seen.gap, gap)
                 seen.last, seen.told_gone = index, False
                 seen.windows.add(index)
             lane.known |= rows

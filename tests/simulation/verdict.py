@@ -264,8 +264,10 @@ def _check_clickhouse(sim: Simulator, windows: dict[tuple[Any, ...], bytes], ver
     events = {record.value for log in _logs(sim, shell.EVENTS) for record in log.records if record.value is not None}
     expected: set[Any] = {*events, *windows.values()}
     stored: set[Any] = {value for values in sim.store.inserted.values() for value in _hashable(values)}
-    if sim.scenario.real_rows:
-        rows = [*map(drift_rows, events), *map(graph_rows, windows.values())]
+    if sim.scenario.real_rows:  # each event as often as it stands on the topic, with where it stands
+        placed = [(record.value, record.offset) for log in _logs(sim, shell.EVENTS) for record in log.records]
+        rows = [drift_rows(value).at("", offset) for value, offset in placed if value is not None]
+        rows += map(graph_rows, windows.values())
         expected = {value for part in rows for value in _hashable(part.batch.to_pylist())}
     verdict.lost += len(expected - stored)
     verdict.unexpected += len(stored - expected)

@@ -139,7 +139,7 @@ async def test_clients_have_our_defaults_and_take_changes() -> None:
 def test_log_in_requests_are_kept_out_of_debug_logs(caplog: pytest.LogCaptureFixture) -> None:
     client_arguments(KafkaSettings(**SCRAM))
     connection = logging.getLogger("aiokafka.conn")
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, connection.name)
     request = SaslAuthenticateRequest_v0(f"\0u\0{SECRET}".encode())
     assert SECRET in str(request)  # what aiokafka would write
 
