@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from api.clickhouse import ClientFactory, ReaderPool, open_reader
+from api.clickhouse import ClientFactory, ReaderPool, open_tenant_reader
 from api.conditional import Conditional
 from api.dependencies import current_principal, live_viewer, viewer
 from api.live.hub import Hub
@@ -62,14 +62,14 @@ def create_app(
     Args:
         access: decides who gets in; the application starts and stops it.
         feed: reads `drift-events`; the application starts and stops it. Without it there are no live events.
-        client_factory: opens a client that can read only; by default ``open_reader`` with ``settings``.
+        client_factory: opens a client that can read only; by default ``open_tenant_reader`` with ``settings``.
 
     Raises:
         ConfigurationError: ``clickhouse.dsn`` cannot be read.
     """
     database = database_of(settings.clickhouse)
     hub = Hub(feed, access.recheck, settings.api.limits.live_per_tenant)
-    factory = client_factory or partial(open_reader, settings)
+    factory = client_factory or partial(open_tenant_reader, settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

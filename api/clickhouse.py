@@ -10,13 +10,14 @@ import clickhouse_connect
 from clickhouse_connect.driver import Client
 
 from api.problems import query_timeout, result_too_large, store_unavailable
-from schemas.clickhouse_dsn import chdb_path, connect_arguments, connection_problem, error_code, is_embedded
+from api.tenant_rows import Queries, tell_tenant
+from schemas.clickhouse_dsn import chdb_path, connection_problem, error_code, is_embedded, reader_arguments
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings
 
 log = logging.getLogger("api.clickhouse")
 
-ClientFactory = Callable[[], Client]
+ClientFactory = Callable[[], Queries]
 
 POOL_SIZE = 4
 MAX_RESULT_ROWS = 1_000_000
@@ -39,7 +40,7 @@ def open_reader(settings: Settings) -> Client:
         ConfigurationError: the store cannot be opened; the text is for the operator.
     """
     store, timeout_s = settings.clickhouse, settings.api.query_timeout_s
-    arguments = connect_arguments(store)
+    arguments = reader_arguments(store)
     limits = {
         "max_execution_time": timeout_s,
         "max_result_rows": MAX_RESULT_ROWS,
@@ -68,6 +69,16 @@ def open_reader(settings: Settings) -> Client:
     return client
 
 
+def open_tenant_reader(settings: Settings) -> Queries:
+    """Open a client that can read only, and one tenant a query where a server's row policies say so. Blocking.
+
+    Raises:
+        ConfigurationError: the store cannot be opened; the text is for the operator.
+    """
+    client = open_reader(settings)
+    return client if is_embedded(settings.clickhouse) else tell_tenant(client)
+
+
 class Result(Protocol):
     """What the repository uses of an answer of clickhouse-connect."""
 
@@ -91,7 +102,7 @@ class Reader(Protocol):
 
 
 class _Slot:
-    client: Client | None = None
+    client: Queries | None = None
 
 
 class ReaderPool:

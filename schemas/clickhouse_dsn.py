@@ -116,6 +116,18 @@ def connect_arguments(settings: ClickHouseSettings) -> dict[str, Any]:
     return arguments
 
 
+def reader_arguments(settings: ClickHouseSettings) -> dict[str, Any]:
+    """Return the keyword arguments of a client that only reads: as ``reader_user`` where its password is set.
+
+    Raises:
+        ConfigurationError: the DSN or the TLS settings cannot be used.
+    """
+    arguments = connect_arguments(settings)
+    if settings.reader_password is not None and not is_embedded(settings):
+        arguments |= {"username": settings.reader_user, "password": settings.reader_password.get_secret_value()}
+    return arguments
+
+
 def place_of(settings: ClickHouseSettings) -> str:
     """Name the home of the data for logs and errors, without user and password."""
     parsed = _split(settings)

@@ -141,6 +141,9 @@ class ClickHouseSettings(_Frozen):
     client_key_file: Path | None = None
     verify: bool = True
     retention_days: int = Field(default=90, ge=1, le=MAX_RETENTION_DAYS)
+    reader_user: str = Field(default="drift_api", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    reader_password: SecretStr | None = Field(default=None, min_length=12)
+    """With a password, `drift migrate` makes the user on a server, and the API reads as it."""
 
 
 class ProviderSettings(_Frozen):

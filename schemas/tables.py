@@ -216,3 +216,11 @@ VIEWS = (
     "v_incomplete_windows",
 )
 """Views for analysts, described in docs/analysts.md."""
+
+TENANT_SETTING = "SQL_drift_tenant"
+"""The setting by which a query says whose rows it may see, on a server with row policies (streams/reader_access.py)."""
+
+
+def reader_role(database: str) -> str:
+    """Return the role of a server whose users see one tenant a query."""
+    return f"{database}_reader"
