@@ -32,8 +32,8 @@ class DetectionConfig(msgspec.Struct, frozen=True):
         beacon_max_dispersion: largest variance of their intervals, as a share of what chance would give (0..1), that
             counts as a clock. 0.15 takes a jitter of half the interval for one, and chance never.
         creep_min_history: windows a signal of an edge must have been seen in before it is watched for slow drift.
-        recurring_after: earlier times at the same hour, days or a week or two before, after which a departure that is
-            no larger is expected and no alert; 0: never.
+        recurring_after: earlier times at the same hour, days or a week or two before, or at a restart of one of its
+            services, after which a departure that is no larger is expected and no alert; 0: never.
         exposed_min_calls: calls from outside that a data store's port answers in a window to be exposed; 0: never.
         crossing_min_calls: calls in a window before a namespace that newly calls another is told; 0: never.
         policy_min_calls: calls of two services that a rule denies in a window before that is told; 0: never.

@@ -13,7 +13,8 @@ import msgspec
 from models.drift.detection import Detection
 from schemas.drift import RECURRENCE, DriftKind, Evidence
 
-HOUR_MS = 3_600_000
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
 DAY_MS = 24 * HOUR_MS
 PERIODS_MS = (DAY_MS, 2 * DAY_MS, 3 * DAY_MS, 7 * DAY_MS, 14 * DAY_MS)
 """After which times something counts as coming back: the days since Friday, a week, one that was left out."""
@@ -74,6 +75,17 @@ class Calendar:
         else:
             current.last_ms = time_ms
             current.size = max(current.size, size)
+        self.occasions[subject] = occasions
+        self._forget()
+        self.changed = True
+
+    def note_within(self, subject: Subject, first_ms: int, time_ms: int, size: float) -> None:
+        """Note that a subject departs at ``time_ms``, in an occasion of something else that began at ``first_ms``."""
+        occasions = self.occasions.pop(subject, [])
+        if occasions and occasions[-1].first_ms == first_ms:
+            occasions[-1].last_ms, occasions[-1].size = time_ms, max(occasions[-1].size, size)
+        else:
+            occasions = [*occasions[1 - MAX_OCCASIONS :], Occasion(first_ms, time_ms, size)]
         self.occasions[subject] = occasions
         self._forget()
         self.changed = True

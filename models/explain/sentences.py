@@ -75,6 +75,7 @@ _SIGNALS = {
     "denied_per_window": "denied calls in a window",
     "denied_by_policy": "calls in a window that a declared rule denies",
     "silent_windows": "silence in a row",
+    "down_windows": "time for which all its edges carried few calls or none",
     "outside_callers": "distinct callers from outside in a window",
     "outside_calls_per_window": "calls across the border in a window",
     "outside_bytes_per_window": "bytes in a window, the most of any peer outside",
@@ -94,6 +95,7 @@ _BEACON = {
 }
 _SAMPLE_UNITS = {
     "silent_windows": "windows",
+    "down_windows": "restarts",
     "fan_out": "peers",
     "outside_callers": "peers",
     "interval_dispersion": "contacts",
@@ -158,7 +160,7 @@ def describe(
     sentences += [_evidence_sentence(subject, item, window_ms) for item in signals[:MAX_EVIDENCE_TOLD]]
     if len(signals) > MAX_EVIDENCE_TOLD:
         sentences.append(f"{_more(len(signals) - MAX_EVIDENCE_TOLD, 'signal')} in the evidence.")
-    sentences += [_recurrence_sentence(item) for item in evidence if item.signal == RECURRENCE]
+    sentences += [_recurrence_sentence(item, src, dst) for item in evidence if item.signal == RECURRENCE]
     if kind in TELEMETRY_KINDS and activity is not Activity.CLOSE:
         sentences.append(_LEARNS_ANEW if kind is DriftKind.SAMPLING_CHANGE else _WITHHELD)
     listing = _edges_sentence(edges, edges_total, EdgeRef(src, dst, port, protocol))
@@ -226,11 +228,11 @@ def _evidence_sentence(subject: str, item: Evidence, window_ms: int) -> str:
     return f"{what}: {facts}. Detector: {name_of(item.detector)}."
 
 
-def _recurrence_sentence(item: Evidence) -> str:
+def _recurrence_sentence(item: Evidence, src: str, dst: str) -> str:
     times = f"{number(item.sample)} such {'time' if item.sample == 1 else 'times'} remembered"
-    return (
-        f"Expected at this hour, so no alert: as on {weekday_of(item.observed)} ({times}). Detector: {item.detector}."
-    )
+    restarted = {"restart": src, "caller-restart": src, "callee-restart": dst}.get(item.detector)
+    when = "at this hour" if restarted is None else f"at a restart of {name_of(restarted)}"
+    return f"Expected {when}, so no alert: as on {weekday_of(item.observed)} ({times}). Detector: {item.detector}."
 
 
 def _lanes_sentence(kind: DriftKind, activity: Activity, also_seen: Sequence[tuple[str, int]]) -> str:

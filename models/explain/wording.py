@@ -23,6 +23,7 @@ _PLURALS = {
     "reports": "report",
     "hosts": "host",
     "contacts": "contact",
+    "restarts": "restart",
 }
 _US_STEPS = ((1_000_000, "s"), (1_000, "ms"), (1, "µs"))
 _MS_STEPS = ((172_800_000, 86_400_000, "d"), (3_600_000, 3_600_000, "h"), (60_000, 60_000, "min"), (1_000, 1_000, "s"))

@@ -26,6 +26,15 @@ from models.graph.logic import PRODUCERS_OWN
 from models.graph.output import EXPECTED_BACK, SEEN_ELSEWHERE, WITHHELD, Output
 from models.graph.recurring import note_returns, put_off_removal, with_expected
 from models.graph.registry import CALLS, NEVER, UNSEEN_MS
+from models.graph.restarting import (
+    Restarts,
+    active_edges,
+    find_restarts,
+    is_part_of_start,
+    last_index_of,
+    note_starts,
+    tell_restarts,
+)
 from models.graph.window import WindowTable
 from schemas.drift import DriftKind, EdgeRef
 
@@ -189,10 +198,14 @@ def _judge_index(lane: LaneState, index: int, output: Output, is_over: bool) -> 
     for number, found in close_guard(lane, index, whole, is_over).items():
         detections[number] += found
     counted: set[int] = set()
+    active: IntColumn | None = None
     if table is not None:
-        counted = _close_window(lane, table, detections, output, may_drop=whole and not is_over)
+        counted, active = _close_window(lane, table, detections, output, may_drop=whole and not is_over)
+    restarts: dict[int, Restarts] = {}
     if not is_over:
         _fire_deadlines(lane, index, detections, output)
+        if lane.quiet_floor < index:  # else rows may be missing
+            restarts = find_restarts(lane, index, active, detections)
     lane.judged_index = max(lane.judged_index, index)
     last = lane.registry.edge.array["last_index"]
 
@@ -207,6 +220,8 @@ def _judge_index(lane: LaneState, index: int, output: Output, is_over: bool) -> 
 
         def last_index(finding: Finding, tenant: str = tenant) -> int:
             d = finding.detection
+            if d.kind is DriftKind.RATE_DROP and not d.dst:
+                return last_index_of(lane, tenant, d.src)
             number = lane.registry.edge_number.get((tenant, d.src, d.dst, d.port, d.protocol))
             return NEVER if number is None else int(last[number])
 
@@ -214,6 +229,7 @@ def _judge_index(lane: LaneState, index: int, output: Output, is_over: bool) -> 
             return last_index(finding) == index or is_back_elsewhere(lane, tenant, finding.detection)
 
         found = with_expected(lane, number, index, detections.get(number, []))
+        found = tell_restarts(lane, number, index, restarts.get(number), found)
         output.events += state.book.settle(scope, index, found)
         output.events += state.book.expire(
             scope,
@@ -277,8 +293,12 @@ def _fire_deadlines(lane: LaneState, index: int, detections: dict[int, list[Dete
 
 def _close_window(
     lane: LaneState, table: WindowTable, detections: dict[int, list[Detection]], output: Output, may_drop: bool
-) -> set[int]:
-    """Judge a window's rows and move on what they teach; return the tenants of theirs that were past learning."""
+) -> tuple[set[int], IntColumn]:
+    """Judge a window's rows and move on what they teach.
+
+    Returns:
+        The tenants of theirs that were past learning, and the edges that are as busy as usual.
+    """
     registry = lane.registry
     columns, overflow = columns_of(lane, table)
     present = columns.present
@@ -319,6 +339,7 @@ def _close_window(
             if edge["tenant"][number] == tenant:
                 window.overflow[:] = sums  # of both sides: whose edges these are is not known, so none can be chosen
         output.windows.append(window)
+    active = active_edges(lane, columns)
     _remember(lane, table.index, present[~border.stray])
     _drop_strays(lane, present[border.stray])
     for tenant in tenants:
@@ -330,7 +351,7 @@ def _close_window(
         if state.edges.quarantine:
             registry.release([number for number, last in state.edges.quarantine if last <= table.index])
             state.edges.quarantine = [entry for entry in state.edges.quarantine if entry[1] > table.index]
-    return {tenant for tenant in tenants if learned[tenant]}
+    return {tenant for tenant in tenants if learned[tenant]}, active
 
 
 def _remember(lane: LaneState, index: int, present: IntColumn) -> None:
@@ -340,6 +361,7 @@ def _remember(lane: LaneState, index: int, present: IntColumn) -> None:
     floors = lane.guard.floors(len(lane.registry.tenants), index)
     if floors is not None:
         last = np.maximum(last, np.minimum(floors[edge["tenant"][present]], index))
+    note_starts(lane, index, present, last)
     longest = _removal_wait(lane, edge["tenant"][present], edge["gap_max"][present])
     gap = np.where(edge["last_index"][present] == NEVER, 1, np.minimum(index - last, longest))
     usual = edge["gap_max"][present]
@@ -347,6 +369,7 @@ def _remember(lane: LaneState, index: int, present: IntColumn) -> None:
         # A silence that was told is no habit yet: it at most doubles the usual one, else one outage hides the next.
         told = edge["gone"][present] | edge["dropped"][present]
         gap = np.where(told, np.minimum(gap, 2 * usual), gap)
+        gap[told] = np.where(is_part_of_start(lane, index, present[told]), 1, gap[told])
         gap = np.where(note_returns(lane, index, present, floors), 1, gap)
         fades = (edge["windows_seen"][present] + 1) % FORGET_AFTER_WINDOWS == 0
         usual = np.where(fades, np.maximum(usual // 2, 1), usual)

@@ -1,4 +1,4 @@
-"""What comes back at its hour, in a lane: departures that are expected, and silences that end as they did. Pure."""
+"""What comes back at its hour or at a restart, in a lane: departures, and silences that end as they did. Pure."""
 
 import numpy as np
 import numpy.typing as npt
@@ -6,6 +6,7 @@ import numpy.typing as npt
 from models.drift.calendar import HOUR_MS, Subject, expect, is_recurring
 from models.drift.detection import Detection
 from models.drift.findings import FindingBook, key_of
+from models.drift.restart import expect_at_start
 from models.graph.lane import IntColumn, LaneState
 from models.graph.logic import PRODUCERS_OWN
 from models.graph.registry import NEVER
@@ -41,16 +42,15 @@ def as_expected(lane: LaneState, tenant: int, index: int, detection: Detection) 
 
 
 def _expected(lane: LaneState, tenant: int, index: int, detection: Detection, notes: bool) -> Detection:
-    state, name = lane.tenants[tenant], lane.registry.tenants[tenant]
-    return expect(
-        state.calendar,
-        detection,
-        index * lane.config.window_ms,
-        lane.config.window_ms,
-        lane.detection(name).recurring_after,
-        lambda found: _is_open_news(state.book, key_of(name, lane.config.name, found)),
-        notes,
-    )
+    state, name, window_ms = lane.tenants[tenant], lane.registry.tenants[tenant], lane.config.window_ms
+    needed = lane.detection(name).recurring_after
+
+    def is_open_news(found: Detection) -> bool:
+        return _is_open_news(state.book, key_of(name, lane.config.name, found))
+
+    for by in (expect, expect_at_start):
+        detection = by(state.calendar, detection, index * window_ms, window_ms, needed, is_open_news, notes)
+    return detection
 
 
 def _is_open_news(book: FindingBook, key: str) -> bool:
