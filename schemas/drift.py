@@ -57,8 +57,9 @@ HOST_SUBJECT, LANE_SUBJECT = "host:", "lane:"
 
 
 RECURRENCE = "recurrence"
-"""Signal of the evidence that says that this departure comes back at its hour, or at a restart (the detector says which),
-and is expected: ``observed`` is when it was there last (Unix epoch ms), ``sample`` how many such times are remembered."""
+"""Signal of the evidence that says that this departure comes back at its hour or at a restart, as the detector says,
+and is expected: ``observed`` is when it was there last (Unix epoch ms), ``sample`` how many such times are remembered.
+"""
 
 
 class Severity(IntEnum):
