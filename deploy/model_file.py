@@ -6,8 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from models.gnn.checkpoint import MAX_BYTES, Checkpoint, decode, encode
+from models.gnn.checkpoint import Checkpoint, encode
 from schemas.errors import ConfigurationError
+from streams.graph_scores.model_folder import read_model as read_model
 
 
 def card_path(file: Path) -> Path:
@@ -32,18 +33,3 @@ def write_model(file: Path, checkpoint: Checkpoint) -> None:
             Path(name).replace(path)
     except OSError as error:
         raise ConfigurationError(f"cannot write the model to {file}: {error.strerror}") from error
-
-
-def read_model(file: Path) -> Checkpoint:
-    """Read a model.
-
-    Raises:
-        ConfigurationError: there is none, or it is of another version or damaged.
-    """
-    try:
-        with file.open("rb") as whole:
-            return decode(whole.read(MAX_BYTES + 1))
-    except FileNotFoundError:
-        raise ConfigurationError(f"there is no model at {file}: make one with `drift train --out {file}`") from None
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the model {file}: {error.strerror}") from error

@@ -280,6 +280,17 @@ class WorkerSettings(_Frozen):
     accept_loss: bool = False
 
 
+class GraphModelSettings(_Frozen):
+    """The graph model on the stream (docs/gnn.md).
+
+    Attributes:
+        models_dir: holds `TENANT.npz` and `TENANT.LANE.npz` of `drift train`, on each worker; ``None``: closed windows
+            are not scored.
+    """
+
+    models_dir: Path | None = None
+
+
 class Settings(BaseSettings):
     """Everything an operator can set."""
 
@@ -298,6 +309,7 @@ class Settings(BaseSettings):
     clickhouse: ClickHouseSettings = ClickHouseSettings()
     api: ApiSettings = ApiSettings()
     worker: WorkerSettings = WorkerSettings()
+    gnn: GraphModelSettings = GraphModelSettings()
 
     @model_validator(mode="after")
     def _lanes_exist(self) -> "Settings":

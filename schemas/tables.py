@@ -199,7 +199,33 @@ AUDIT_LOG = TableDeclaration(
 )
 """Log-ins and changes of accounts and keys. Not partitioned: few rows."""
 
-TABLES = (EDGES_1M, WINDOWS, EDGES_1H, SERVICES, DRIFT_EVENTS, AUDIT_LOG)
+EDGE_SCORES = TableDeclaration(
+    "edge_scores",
+    {
+        **_GRAPH,
+        "window_start": TIME,
+        **_EDGE,
+        "is_new": "Bool",
+        "statistical": "Float32",
+        "graph": "Float32",
+        "combined": "Float32",
+        "model": NAME,
+        "inserted_at": TIME,
+    },
+    ("tenant", "lane", "generation", "window_start", "src", "dst", "protocol", "port"),
+    Partitioning.DAY_OF_WINDOW,
+)
+"""What the graph model says of the edges with calls of a closed window (docs/gnn.md)."""
+
+EDGE_SCORE_MEMORY = TableDeclaration(
+    "edge_score_memory",
+    {**_GRAPH, "window_start": TIME, "memory": "String", "inserted_at": TIME},
+    ("tenant", "lane", "generation"),
+    version="window_start",
+)
+"""What the graph model remembers of a lane after a window, for the next worker that takes the lane over."""
+
+TABLES = (EDGES_1M, WINDOWS, EDGES_1H, SERVICES, DRIFT_EVENTS, AUDIT_LOG, EDGE_SCORES, EDGE_SCORE_MEMORY)
 
 VIEWS = (
     "v_lanes",
@@ -214,6 +240,7 @@ VIEWS = (
     "v_open_findings",
     "v_incidents",
     "v_incomplete_windows",
+    "v_event_scores",
 )
 """Views for analysts, described in docs/analysts.md."""
 

@@ -50,6 +50,8 @@ LEAVING_SHARE = 0.2
 """Share of the grace that is kept for leaving the group; the rest is for finishing, storing and committing."""
 SINKS_SHARE = 0.5
 """A ClickHouse that is away must not cost the whole grace: the chunk under way is inserted again by the next owner."""
+SCORES_SHARE = 0.1
+"""Share of the grace for storing what the graph model remembers; later owners can do without."""
 BEAT_S = 1.0
 POLL_S = 0.05
 
@@ -121,8 +123,19 @@ class Worker:
             self._begin(self._roll_up(self._connect))
         assert self.standing.lag is not None
         self._begin(self.standing.lag.run())
+        self._start_scores()
         if self.standing.state is State.STARTING:
             self.standing.state = State.READY
+
+    def _start_scores(self) -> None:
+        """Score closed windows by the graph model, where there is a folder of models and a ClickHouse to write to."""
+        folder = self.settings.gnn.models_dir
+        if folder is None or self._connect is None:
+            return
+        from streams.graph_scores.agent import GraphScores  # needs scipy, which a worker without models need not load
+
+        self.standing.scores = GraphScores(self.settings, folder, self._connect, self.metrics)
+        self.standing.scores.start()
 
     def must_store(self, ends: Mapping[tuple[str, int], int]) -> None:
         """Have a stop wait, where the broker forgets, for what others published up to these offsets by partition."""
@@ -337,7 +350,10 @@ class Worker:
         ends_s = asyncio.get_running_loop().time() + self.settings.worker.grace_ms / 1000
         for task in self._tasks:
             task.cancel()
+        # Where the broker forgets, what is published meanwhile is scored first.
+        scores = None if self._broker_forgets else asyncio.ensure_future(self._stop_scores())
         is_done = await self._within(self._drain, ends_s - LEAVING_SHARE * self.settings.worker.grace_ms / 1000)
+        await (scores or self._stop_scores())
         if self.app is not None:
             is_done &= await self._within(self.app.stop, ends_s)
         is_done &= await self._within(self._producer.stop, ends_s)
@@ -364,12 +380,25 @@ class Worker:
                 sink.finish()
         await asyncio.gather(self.ingest.close(), self.graph.checkpoint_all())
         if to_sinks:
-            while not self._is_all_stored():
+            while not (self._is_all_stored() and self._is_all_scored()):
                 await asyncio.sleep(POLL_S)
             return
         ends_s = asyncio.get_running_loop().time() + SINKS_SHARE * self.settings.worker.grace_ms / 1000
         if not await self._within(self._sinks_finished, ends_s):
             logger.warning("ClickHouse has not taken what is under way: the next owner inserts it again")
+
+    async def _stop_scores(self) -> None:
+        """Bounded, and no part of what a stop must finish: scores can be had again."""
+        if self.standing.scores is not None:
+            await self.standing.scores.stop(SCORES_SHARE * self.settings.worker.grace_ms / 1000)
+
+    def _is_all_scored(self) -> bool:
+        """Say whether the graph model has taken what this process published, or is not to be waited for."""
+        scores = self.standing.scores
+        if scores is None:
+            return True
+        ends = {number: end for (topic, number), end in self._acknowledged.ends.items() if topic == scores.topic}
+        return scores.is_failing or all(scores.taken.get(number, 0) >= end for number, end in ends.items())
 
     def _is_all_stored(self) -> bool:
         """Say whether ClickHouse has what this process published."""

@@ -97,6 +97,19 @@ class Metrics:
             "Assignments of partitions to this worker. If it rises without deployments: workers die, or a worker is "
             "too busy to answer within kafka.session_timeout_ms.",
         )
+        # graph model
+        self.graph_score_windows = counter(
+            "drift_graph_score_windows",
+            "Closed windows that came to the graph model, by outcome. no_model: train one, /readyz names the lanes. "
+            "damaged: messages of graph-windows are missing or cannot be read.",
+            ("outcome",),
+        )
+        self.graph_score_seconds = histogram(
+            "drift_graph_score_seconds",
+            "Scoring one window by the graph model, on a thread of its own. If it nears the length of the windows: "
+            "spread the tenants over more workers.",
+            (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+        )
         # sinks
         self.rows_inserted = counter("drift_clickhouse_rows", "Rows inserted. Rises with load.", ("table",))
         self.sink_retries = counter(

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from models.graph.clock import END_OF_TIME_MS
 from streams.clock import Clock
 from streams.graph.partition import GraphPartition
+from streams.graph_scores.status import ModelStatus
 from streams.ingest.ports import SourcePartition
 from streams.lag import GroupLag
 
@@ -81,6 +82,20 @@ STATE_METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
         "the brokers' disks.",
         ("partition",),
     ),
+    "drift_graph_lanes_scored": (
+        "Lanes whose windows came to the graph model lately and have a model. No sample: gnn.models_dir is not set.",
+        (),
+    ),
+    "drift_graph_lanes_without_model": (
+        "Lanes whose windows came to the graph model lately and have no model that can be used. /readyz names them and "
+        "says what to do; detection does without.",
+        (),
+    ),
+    "drift_graph_score_lag": (
+        "Messages of a partition of graph-windows that the graph model has not taken. If it keeps rising: add workers. "
+        "Detection does not wait for it.",
+        ("partition",),
+    ),
     "drift_sink_lag": (
         "Messages of a partition that are not yet in ClickHouse. If it keeps rising: look at sink retries and at "
         "ClickHouse; Kafka keeps them for the topic's retention.",
@@ -122,6 +137,10 @@ class Observed(Protocol):
         """Return the last measurement, if there was one."""
         ...
 
+    def graph_models(self) -> tuple[ModelStatus, Mapping[int, int]] | None:
+        """Return how the graph model stands and messages behind by partition; ``None`` where it is off."""
+        ...
+
     @property
     def is_held(self) -> bool:
         """Say whether ingest waits for the graph side."""
@@ -152,6 +171,12 @@ class WorkerStates(Collector):
         for tp, lag in self.worker.sink_lags().items():
             add("drift_sink_lag", lag, tp.topic, str(tp.partition))
         add("drift_ingest_held", float(self.worker.is_held))
+        scores = self.worker.graph_models()
+        if scores is not None:
+            add("drift_graph_lanes_scored", scores[0].scored)
+            add("drift_graph_lanes_without_model", scores[0].missing + scores[0].refused)
+            for number, lag in scores[1].items():
+                add("drift_graph_score_lag", lag, str(number))
         group = self.worker.group_lag()
         if group is not None and group.measured_at_ms:
             add("drift_group_lag_age_seconds", group.age_ms(now_ms) / 1000)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import faust
 from faust.types import TP
@@ -9,11 +10,15 @@ from faust.types import TP
 from streams.clock import Clock
 from streams.graph.faust_agent import GraphAgent
 from streams.graph.partition import GraphPartition
+from streams.graph_scores.status import ModelStatus
 from streams.health import Readiness, State
 from streams.ingest.faust_agent import IngestAgents
 from streams.ingest.ports import SourcePartition
 from streams.lag import GroupLag, LagWatch
 from streams.sinks.agents import SinkAgent
+
+if TYPE_CHECKING:  # it needs scipy, which a worker without models need not load
+    from streams.graph_scores.agent import GraphScores
 
 CATCHING_UP_MS = 10_000
 """Records that have waited for longer are a backlog, not the traffic of the moment."""
@@ -35,6 +40,7 @@ class Standing:
     ingest: IngestAgents | None = None
     lag: LagWatch | None = None
     sinks: list[SinkAgent] = field(default_factory=list)
+    scores: "GraphScores | None" = None
 
     def graph_partitions(self) -> Mapping[int, GraphPartition]:
         """Return the partitions of `tenant-log` that are ours."""
@@ -78,6 +84,10 @@ class Standing:
         """Return the last measurement, if there was one."""
         return None if self.lag is None else self.lag.last
 
+    def graph_models(self) -> tuple[ModelStatus, Mapping[int, int]] | None:
+        """Return how the graph model stands and messages behind by partition; ``None`` where it is off."""
+        return None if self.scores is None else (self.scores.status(), self.scores.lags())
+
     @property
     def is_held(self) -> bool:
         """Say whether ingest waits for the graph side."""
@@ -117,6 +127,8 @@ class Standing:
             reasons.append("ingest is held: the graph side is too far behind")
         for (topic, number), reason in sorted(self.idle_sources().items()):
             reasons.append(f"{topic}[{number}] is not read: {reason}")
+        if self.scores is not None:
+            reasons += self.scores.status().reasons
         return Readiness(State.CATCHING_UP if late else State.READY, tuple(reasons))
 
 

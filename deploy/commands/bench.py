@@ -25,6 +25,7 @@ BENCHES = {
     "edge-stream-windows": ("edge_stream_windows", "FILE: the edge scorer on closed windows of a sensor's connections"),
     "api": ("api", "root cause and blast radius through HTTP on 50, 1,000 and 10,000 services"),
     "gnn": ("gnn", "--part nezha|darpa|speed: the graph model beside the statistical score (extra gnn)"),
+    "graph-scores": ("graph_scores", "closed windows of 100 thousand edges through the graph model on the stream"),
     "root-cause": ("root_cause", "--data DIR: quality and speed of ErrorRank, with an ablation"),
 }
 """Module in tests/bench, and what it measures."""

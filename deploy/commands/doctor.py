@@ -10,6 +10,7 @@ import click
 
 from deploy.diagnosis.clickhouse import diagnose_clickhouse
 from deploy.diagnosis.finding import Finding, Level
+from deploy.diagnosis.graph_model import diagnose_graph_model
 from deploy.diagnosis.kafka import diagnose_kafka
 from deploy.diagnosis.machine import diagnose_machine
 from schemas.settings import Settings, load_settings
@@ -41,13 +42,13 @@ def doctor(config: Path | None, as_json: bool, quick: bool, no_clickhouse: bool)
 
 
 async def diagnose(settings: Settings, *, quick: bool = False, with_clickhouse: bool = True) -> list[Finding]:
-    """Return all findings: settings and machine, Kafka, ClickHouse."""
-    clock = SystemClock()
+    """Return all findings: settings and machine, Kafka, ClickHouse, the graph model."""
+    clock, opened = SystemClock(), partial(connect, settings.clickhouse)
     findings = diagnose_machine(settings)
     findings += await diagnose_kafka(settings, clock.now_ms(), quick)
     if with_clickhouse:
-        opened = partial(connect, settings.clickhouse)
         findings += await asyncio.to_thread(diagnose_clickhouse, settings, opened, clock.now_ms)
+    findings += await asyncio.to_thread(diagnose_graph_model, settings, opened if with_clickhouse else None)
     return findings
 
 

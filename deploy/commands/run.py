@@ -31,6 +31,7 @@ from schemas.errors import DriftError
 from schemas.settings import load_settings
 from streams.clickhouse import connect
 from streams.clock import SystemClock
+from streams.graph_scores.status import banner
 from streams.replay import ReplayLane, push_file
 
 SAMPLE = Path(__file__).parent.parent / "sample" / "online-boutique.jsonl.gz"
@@ -100,6 +101,7 @@ async def _run(embedded: Embedded, console: Console, once: bool, with_sample: bo
         settings = embedded.settings
         console.print(f"Kafka     {settings.kafka.bootstrap}", highlight=False)
         console.print(f"API       {_base_url(embedded)}/openapi.json", highlight=False)
+        console.print(f"Graph model: {banner(settings.gnn.models_dir)}", highlight=False, markup=False, soft_wrap=True)
         _show_account(embedded, console)
         work = asyncio.ensure_future(_replay_and_report(embedded, console, speed) if with_sample else _idle(console))
         stopping = asyncio.ensure_future(stop.wait())

@@ -11,6 +11,7 @@ from deploy.serving import EXIT_UNFINISHED, Grace, end_now, serve_health, stop_o
 from schemas.settings import Settings, load_settings
 from streams.app import Worker
 from streams.clickhouse import connect
+from streams.graph_scores.status import banner
 
 
 @click.command(epilog="Example: DRIFT_KAFKA__BOOTSTRAP=broker:9092 drift worker")
@@ -34,6 +35,7 @@ async def _run(settings: Settings, sinks: bool) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_once, loop, stop)
+    click.echo(f"drift worker: graph model: {banner(settings.gnn.models_dir if sinks else None)}", err=True)
     running = Worker(settings, partial(connect, settings.clickhouse) if sinks else None)
     health = serve_health(running)
     grace = Grace(settings.worker.grace_ms)
@@ -48,7 +50,8 @@ async def _run(settings: Settings, sinks: bool) -> None:
         is_finished = await running.stop()
         if health is not None:
             health.close()
-    if any(sink.is_busy for sink in running.standing.sinks):
+    scores = running.standing.scores
+    if any(sink.is_busy for sink in running.standing.sinks) or (scores is not None and scores.is_cut):
         end_now(0, "stopped; ClickHouse has not taken what is under way, the next owner inserts it again")
     if not is_finished:
         end_now(EXIT_UNFINISHED, "the worker could not finish; nothing is lost, the next owner repeats")

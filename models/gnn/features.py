@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.drift.baseline import SLOWEST_RATE, WARM_UP, learn, scores_of
+from models.gnn.remembered import Remembered, RememberedEdges
 from models.gnn.windows import EdgeKey, WindowEdges
-from models.graph.registry import BYTES, CALLS, ERRORS, P50, SIGNALS
+from models.graph.registry import BYTES, CALLS, ERRORS, P50
 from schemas.ids import is_external
 
 Floats = npt.NDArray[np.float64]
@@ -51,6 +52,8 @@ HORIZON = 60
 """Windows after which a silent edge is no part of the graph any more."""
 FORGET = 10_080
 """Windows after which a silent edge is forgotten, a week of minutes: when it comes back it is new."""
+MOST_EDGES = 500_000
+"""Edges remembered of a lane at most; beyond it those silent for longest are forgotten, down to three quarters."""
 _TIDY_EVERY = 512
 REACH = 8.0
 
@@ -84,8 +87,8 @@ class GraphSample:
 class GraphHistory:
     """What windows have shown so far of one tenant's lane. Windows must come in order of time.
 
-    Memory grows with the edges of the last ``FORGET`` windows, about 250 bytes each; a restart reads stored
-    windows again.
+    Memory grows with the edges of the last ``FORGET`` windows, ``MOST_EDGES`` at most. ``state`` and ``resumed`` carry
+    it over a restart: what comes after is the same to the bit.
     """
 
     def __init__(self) -> None:
@@ -94,7 +97,7 @@ class GraphHistory:
         self._node_since = np.zeros(0, dtype=np.int64)
         self._external = np.zeros(0, dtype=np.bool_)
         self._edges: dict[EdgeKey, int] = {}
-        self._columns = _Edges.empty(0)
+        self._columns = RememberedEdges.empty(0)
 
     @property
     def windows(self) -> int:
@@ -112,9 +115,34 @@ class GraphHistory:
         rows = self._rows_of(window.keys)
         sample = self._sample(window, rows, rows >= known)
         self._learn(window, rows)
-        if self._windows % _TIDY_EVERY == 0:
+        if self._windows % _TIDY_EVERY == 0 or len(self._edges) > MOST_EDGES:
             self._tidy()
         return sample
+
+    def state(self) -> Remembered:
+        """Return all that is remembered; it shares its columns with this history."""
+        names = list(self._nodes)
+        keys = list(self._edges)
+        ports = np.array([key[2:] for key in keys], dtype=np.int64).reshape(-1, 2)
+        return Remembered(self._windows, names, self._node_since, ports, self._columns)
+
+    @classmethod
+    def resumed(cls, state: Remembered) -> "GraphHistory":
+        """Return a history that goes on where ``state`` was taken."""
+        history = cls()
+        history._windows = state.windows
+        history._nodes = {name: number for number, name in enumerate(state.names)}
+        history._node_since = state.node_since
+        history._external = np.array([is_external(name) for name in state.names], dtype=np.bool_)
+        names, columns = state.names, state.edges
+        history._edges = {
+            (names[src], names[dst], port, protocol): row
+            for row, (src, dst, (port, protocol)) in enumerate(
+                zip(columns.src.tolist(), columns.dst.tolist(), state.ports.tolist(), strict=True)
+            )
+        }
+        history._columns = columns
+        return history
 
     def look(self, window: WindowEdges) -> GraphSample:
         """Return the window's graph as ``take`` would, and learn nothing."""
@@ -226,7 +254,13 @@ class GraphHistory:
         self._windows += 1
 
     def _tidy(self) -> None:
-        kept = np.flatnonzero(self._windows - self._columns.last <= FORGET)
+        silent = self._windows - self._columns.last
+        longest = FORGET
+        if len(silent) > MOST_EDGES:
+            # What was seen just now stays, however much it is: the state machine bounds the edges of a window.
+            room = MOST_EDGES * 3 // 4
+            longest = max(1, min(FORGET, int(np.partition(silent, room)[room]) - 1))
+        kept = np.flatnonzero(silent <= longest)
         if len(kept) == len(self._edges):
             return
         keys = list(self._edges)
@@ -237,34 +271,3 @@ class GraphHistory:
         self._nodes = {names[node]: number for number, node in enumerate(used.tolist())}
         self._node_since, self._external = self._node_since[used], self._external[used]
         self._columns.src[:], self._columns.dst[:] = places[: len(kept)], places[len(kept) :]
-
-
-@dataclass(frozen=True, slots=True)
-class _Edges:
-    """Remembered of each edge. Shapes: ``(R,)``, and ``(R, len(SIGNALS))`` of mean, spread and history."""
-
-    src: Ints
-    dst: Ints
-    since: Ints
-    last: Ints
-    presence: Floats
-    mean: Floats
-    spread: Floats
-    history: npt.NDArray[np.int32]
-
-    @classmethod
-    def empty(cls, count: int) -> "_Edges":
-        """Return ``count`` edges of which nothing is known."""
-        src, dst, since, last = np.zeros((4, count), dtype=np.int64)
-        wide = (count, len(SIGNALS))
-        history = np.zeros(wide, dtype=np.int32)
-        return cls(src, dst, since, last, np.zeros(count), np.zeros(wide), np.zeros(wide), history)
-
-    def extended(self, count: int) -> "_Edges":
-        """Return these and ``count`` more."""
-        more = _Edges.empty(count)
-        return _Edges(*(np.concatenate([getattr(self, n), getattr(more, n)]) for n in _Edges.__slots__))
-
-    def taken(self, rows: Ints) -> "_Edges":
-        """Return some of them."""
-        return _Edges(*(getattr(self, name)[rows] for name in _Edges.__slots__))

@@ -62,6 +62,7 @@ _ARROW_TYPES: dict[str, Any] = {
     "Nullable(UInt64)": pa.uint64(),
     "Int16": pa.int16(),
     "Int32": pa.int32(),
+    "Float32": pa.float32(),
     "Bool": pa.bool_(),
     "DateTime64(3, 'UTC')": pa.timestamp("ms", "UTC"),
     "Array(String)": pa.list_(pa.string()),
@@ -114,7 +115,8 @@ RowsOf = Callable[[bytes], Rows]
 """Reads a message's value. Raises whatever it likes on a message that cannot be used: that one is set aside."""
 
 
-def _partition_key(partitioning: Partitioning, start_ms: int) -> str:
+def partition_key(partitioning: Partitioning, start_ms: int) -> str:
+    """Return the name of the ClickHouse partition that rows of a window lie in."""
     if partitioning is Partitioning.DAY_OF_WINDOW:
         return str(start_ms // DAY_MS)
     if partitioning is Partitioning.MONTH_OF_WINDOW:
@@ -130,7 +132,7 @@ def _rows(table: TableDeclaration, start_ms: int, columns: dict[str, Any]) -> Ro
         values = columns[column.name]
         array = values if isinstance(values, pa.Array) else pa.array(values, type=column.type)
         arrays.append(array if array.type == column.type else array.cast(column.type, safe=True))
-    return Rows(table, _partition_key(table.partitioning, start_ms), pa.RecordBatch.from_arrays(arrays, schema=schema))
+    return Rows(table, partition_key(table.partitioning, start_ms), pa.RecordBatch.from_arrays(arrays, schema=schema))
 
 
 def _constant(value: Any, count: int, kind: Any) -> Any:

@@ -13,6 +13,7 @@ from models.drift.telemetry_state import TenantTelemetry
 from models.graph.clock import END_OF_TIME_MS
 from models.graph.guard import SourceGuard
 from schemas.tenant_log import LaneConfig
+from streams.graph_scores.status import ModelStatus
 from streams.ingest.ports import SourcePartition
 from streams.lag import GroupLag
 from streams.metrics import Metrics
@@ -58,6 +59,10 @@ class Seen:
     waiting: dict[int, tuple[int, int | None]] = field(default_factory=dict)
     lag: GroupLag | None = None
     is_held: bool = False
+    models: tuple[ModelStatus, Mapping[int, int]] | None = None
+
+    def graph_models(self) -> tuple[ModelStatus, Mapping[int, int]] | None:
+        return self.models
 
     def graph_partitions(self) -> Mapping[int, Any]:
         return self.partitions
@@ -157,3 +162,11 @@ def test_every_metric_says_what_to_do_and_names_no_tenant() -> None:
         assert family.documentation.count(".") >= 1 and len(family.documentation) > 30, family.name
     labels = {label for _, names in STATE_METRICS.values() for label in names}
     assert labels == {"topic", "partition", "reason", "lane"}
+
+
+def test_the_graph_model_shows_its_lanes_and_lag_where_it_is_on(seen: Seen, registry: CollectorRegistry) -> None:
+    assert registry.get_sample_value("drift_graph_lanes_scored") is None
+    seen.models = (ModelStatus(scored=4, missing=2, refused=1), {3: 70})
+    assert registry.get_sample_value("drift_graph_lanes_scored") == 4
+    assert registry.get_sample_value("drift_graph_lanes_without_model") == 3
+    assert registry.get_sample_value("drift_graph_score_lag", {"partition": "3"}) == 70

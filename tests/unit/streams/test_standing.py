@@ -7,6 +7,7 @@ import pytest
 from faust.types import TP
 
 from streams.backpressure import AppendTimes, Brake
+from streams.graph_scores.status import ModelStatus
 from streams.health import State
 from streams.lag import GroupLag
 from streams.standing import Standing
@@ -131,3 +132,11 @@ def test_the_lag_of_sinks_counts_what_they_stored_since_the_measurement(parts: P
 def test_the_lag_of_sources_knows_the_ends_that_were_asked_for(parts: Parts) -> None:
     assert parts.standing.source_lags() == {("flows", 0): 3}
     assert parts.asked_ends["events", 1] == 60
+
+
+def test_lanes_without_a_model_are_named_and_leave_the_worker_ready(parts: Parts) -> None:
+    status = ModelStatus(scored=1, missing=2, problems=("graph model: no model for tenant acme",), unnamed=1)
+    parts.standing.scores = cast(Any, SimpleNamespace(status=lambda: status, lags=lambda: {0: 3}))
+    readiness = parts.standing.readiness()
+    assert readiness.state is State.READY and readiness.reasons == status.reasons
+    assert len(status.reasons) == 2 and parts.standing.graph_models() == (status, {0: 3})
