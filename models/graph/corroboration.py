@@ -62,11 +62,14 @@ def note(lane: LaneState, number: int) -> None:
 def news_from_outside(lane: LaneState, tenant: str, facts: EdgeFacts) -> EdgeFacts | None:
     """Return what to judge of an unknown edge from outside by what other lanes know now; ``None``: it is no news.
 
-    The lane whose window closes first tells such an edge, for only then it is certain that it is no scan.
+    The lane whose window closes first tells such an edge, for only then it is certain that it is no scan. The service
+    that is called is another lane's news if that one saw it first by a call from inside, and may have told it early.
     """
     ref = facts.ref
     identity = (tenant, ref.src, ref.dst, ref.port, ref.protocol)
     dst_known = facts.dst_known
+    service = lane.registry.service_number[lane.registry.tenant_number[tenant], ref.dst]
+    is_ours = service in lane.registry.unsettled.services  # else facts say that it is vouched for
     for other, of_tenant in _vouching(lane, tenant):
         registry = other.registry
         number = registry.edge_number.get(identity)
@@ -76,7 +79,9 @@ def news_from_outside(lane: LaneState, tenant: str, facts: EdgeFacts) -> EdgeFac
         src, dst = ends
         if src is not None and dst is not None and src << 32 | dst in registry.known_pairs and not facts.pair_known:
             return None
-        dst_known = dst_known or (dst is not None and bool(registry.service.array["known"][dst]))
+        if dst is not None:
+            is_theirs = dst in registry.unsettled.services and not is_ours
+            dst_known = dst_known or is_theirs or bool(registry.service.array["known"][dst])
     return replace(facts, dst_known=dst_known)
 
 

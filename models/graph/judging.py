@@ -16,7 +16,7 @@ from models.graph.cutting import WindowColumns
 from models.graph.lane import LaneState
 from models.graph.logic import PRODUCERS_OWN
 from models.graph.recurring import goes_on, teaches_nothing
-from models.graph.registry import INBOUND, OUTBOUND, P95, pair_of
+from models.graph.registry import INBOUND, OUTBOUND, P95, VOUCHED_EDGE, pair_of
 from models.graph.slowing import judge_slowness, learn_slowness
 from models.graph.thresholds import by_config, limits_of
 from schemas.detection import DetectionConfig
@@ -168,7 +168,7 @@ def judge_structure(
     edge = lane.registry.edge.array
     calls = chosen[MEASURE_INDEX["calls"]] + chosen[MEASURE_INDEX["late_calls"]]
     unknown: dict[int, list[structural.EdgeFacts]] = defaultdict(list)
-    is_news = learned[edge["tenant"][present]] & ~edge["known"][present] & (edge["vouched"][present] == 0)
+    is_news = learned[edge["tenant"][present]] & ~edge["known"][present] & ~_is_told_elsewhere(lane, present)
     is_news &= ~border.stray & ~border.open
     for row in np.flatnonzero(is_news).tolist():
         number = int(present[row])
@@ -181,6 +181,21 @@ def judge_structure(
     for tenant, facts_of_tenant in unknown.items():
         detections[tenant] += structural.judge_new(facts_of_tenant)
     _judge_sources(lane, index, present, chosen, border, learned, detections)
+
+
+def _is_told_elsewhere(lane: LaneState, present: IntColumn) -> Mask:
+    """Say of which unknown edges another lane tells, or has told.
+
+    Another lane may have an edge before this one, and this one have another edge of the same two services before it:
+    that they met is this lane's news, and may have been told early, whichever of their edges closes first.
+    """
+    edge, known = lane.registry.edge.array, lane.registry.known_pairs
+    vouched = edge["vouched"][present]
+    elsewhere: Mask = vouched > 0
+    for row in np.flatnonzero((vouched == VOUCHED_EDGE) & ~edge["known"][present]).tolist():
+        number = present[row]
+        elsewhere[row] = (int(edge["src"][number]) << 32 | int(edge["dst"][number])) in known
+    return elsewhere
 
 
 def _judge_sources(

@@ -32,7 +32,8 @@ class Rules:
 class Seen:
     """What a lane remembers of an edge."""
 
-    confirmed: bool
+    elsewhere: bool  # another lane had this very edge before
+    foreign: bool  # another lane had its two services together before
     windows: set[int] = field(default_factory=set)
     gap: int = 1
     last: int = -1
@@ -98,8 +99,8 @@ def _first_sight(lane: Lane, vouching: list[Lane], edge: Edge) -> None:
     if pair not in {one[:2] for one in lane.edges} and any(pair in {e[:2] for e in o.edges} for o in vouching):
         lane.foreign_pairs.add(pair)
     is_pair_open = pair not in {one[:2] for one in lane.known}
-    confirmed = any(edge in other.edges for other in vouching) or (is_pair_open and pair in lane.foreign_pairs)
-    lane.edges[edge] = Seen(confirmed)
+    elsewhere = any(edge in other.edges for other in vouching)
+    lane.edges[edge] = Seen(elsewhere, is_pair_open and pair in lane.foreign_pairs)
 
 
 def _close_to(lane: Lane, others: list[Lane], closed_to: int, told: set[Told]) -> None:
@@ -127,9 +128,11 @@ def _close_to(lane: Lane, others: list[Lane], closed_to: int, told: set[Told]) -
 
 
 def _news(lane: Lane, edge: Edge) -> list[tuple[str, str, str, int]]:
-    if edge in lane.known or lane.edges[edge].confirmed:
-        return []
     src, dst, port = edge
+    if edge in lane.known or lane.edges[edge].foreign:
+        return []
+    if lane.edges[edge].elsewhere and (src, dst) in {one[:2] for one in lane.known}:
+        return []
     had = lane.services(lane.known) | lane.foreign_services
     new = [("new_service", name, "", -1) for name in (src, dst) if name not in had]
     if new:

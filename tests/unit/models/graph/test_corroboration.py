@@ -122,6 +122,19 @@ def test_all_ports_of_a_new_pair_are_listed_by_the_lane_that_owns_it() -> None:
     assert [ref.port for ref in feed.events["vpc"][-1].edges] == [1, 2]
 
 
+def test_a_pair_is_told_by_the_lane_that_owns_it_though_an_edge_of_the_other_lane_closes_first() -> None:
+    feed = both_learned(live_lane("hubble"), live_lane("vpc", lateness_ms=WINDOW_MS))
+    feed.send("vpc", [*base(6), at(7, src=WEB, dst=PAY, port=2)])
+    feed.send("hubble", [at(6, src=WEB, dst=PAY, port=1)])
+    feed.send("vpc", [at(6, src=WEB, dst=PAY, port=1)])
+    run(feed, range(7, 10))
+    assert feed.told("hubble") == []
+    assert feed.told("vpc") == [(NEW_EDGE, WEB, PAY), (NEW_PORT, WEB, PAY)]
+    early, settled = feed.events["vpc"][:2]
+    assert (early.is_early, settled.is_early, settled.window_start_ms) == (True, False, 6 * WINDOW_MS)
+    assert settled.finding_id == early.finding_id
+
+
 def test_ports_that_come_after_the_first_window_of_a_confirmed_pair_are_news() -> None:
     feed = both_learned()
     feed.send("hubble", [*base(6), at(6, src=WEB, dst=PAY, port=8080)])
@@ -193,6 +206,16 @@ def test_an_edge_from_outside_is_told_by_the_lane_whose_window_closes_first(firs
     run(feed, range(9, 18))
     assert news(feed) == {first: [(NEW_EDGE, "ext:partner", WEB)]}
     assert feed.events[first][0].seen_in == ("hubble", "vpc")
+
+
+def test_a_service_that_another_lane_told_early_is_no_news_by_an_earlier_call_from_outside() -> None:
+    feed = both_learned(live_lane("hubble"), live_lane("vpc", lateness_ms=2 * WINDOW_MS))
+    feed.send("vpc", [*base(6), from_outside(6, dst="shop/mail", **ANSWERED)])
+    feed.send("hubble", [*base(6), at(7, src=WEB, dst="shop/mail")])
+    feed.send("vpc", [*base(7), at(7, src=WEB, dst="shop/mail")])
+    run(feed, range(8, 12))
+    assert feed.told("hubble") == [(NEW_SERVICE, "shop/mail", "")]
+    assert feed.told("vpc") == [(NEW_EDGE, "ext:partner", "shop/mail")]
 
 
 def test_what_one_lane_takes_for_a_scan_hides_nothing_from_the_other() -> None:
