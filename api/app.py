@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
 
 from api.clickhouse import ClientFactory, ReaderPool, open_tenant_reader
 from api.conditional import Conditional
@@ -45,7 +46,7 @@ What changed in the traffic between services, why, and who is the root cause.
   key. The tenant is the credential's; nobody sees another one.
 * Times are Unix epoch milliseconds, UTC, in event time.
 * Errors are `application/problem+json` (RFC 9457); `X-Request-Id` is in every answer.
-* Query parameters that a path does not know are refused.
+* Query parameters that a path does not know are refused; so is a method that it does not know (405, with `Allow`).
 * Data has an `ETag`; `If-None-Match` is answered 304 where nothing changed.
 * `WS /v1/live/socket` is `/v1/live/events` as a WebSocket, with the same parameters.
 """
@@ -90,6 +91,7 @@ def create_app(
         description=_DESCRIPTION,
         lifespan=lifespan,
         openapi_url="/openapi.json",
+        generate_unique_id_function=_operation_id,
         # The pages would load scripts from elsewhere; the document works with any viewer.
         docs_url=None,
         redoc_url=None,
@@ -129,6 +131,11 @@ def _add_middleware(app: FastAPI, settings: ApiSettings) -> None:
             allow_credentials=False,
         )
     app.add_middleware(Envelope, settings=settings)
+
+
+def _operation_id(route: APIRoute) -> str:
+    """Return what a generated client calls an operation: the function's name, without path and method."""
+    return route.name
 
 
 def _version() -> str:

@@ -1,6 +1,7 @@
 """Every error the API answers: application/problem+json (RFC 9457), without a word about what is inside."""
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from fastapi.exceptions import RequestValidationError, WebSocketRequestValidatio
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 from starlette.websockets import WebSocket
 
 MEDIA_TYPE = "application/problem+json"
@@ -128,7 +130,22 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     detail = {404: "There is nothing at this path.", 405: "This path does not know this method."}.get(
         error.status_code, title
     )
-    return _answer(request, Problem(error.status_code, name, title, detail, headers=error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = _methods_of(request) or headers.get("Allow", "")
+    return _answer(request, Problem(error.status_code, name, title, detail, headers=headers))
+
+
+def _methods_of(request: Request) -> str:
+    """Return the methods that the document has for a path: the framework names those of one of its routes alone."""
+    state = request.app.state
+    if not hasattr(state, "methods_by_path"):
+        paths = request.app.openapi()["paths"].items()
+        state.methods_by_path = [
+            (compile_path(path)[0], ", ".join(sorted(method.upper() for method in item))) for path, item in paths
+        ]
+    known: list[tuple[re.Pattern[str], str]] = state.methods_by_path
+    return next((methods for pattern, methods in known if pattern.match(request.url.path)), "")
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
@@ -184,5 +201,9 @@ ACCESS_RESPONSES: dict[int | str, dict[str, Any]] = {
 RESPONSES: dict[int | str, dict[str, Any]] = ACCESS_RESPONSES | {
     504: _documented("The query took longer than `api.query_timeout_s`."),
 }
+OPEN_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: ACCESS_RESPONSES[status] for status in (408, 413, 421, 500, 503, 504)
+}
+"""Of paths that ask for no credential and take no parameter."""
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: _documented("Does not exist, or not for this tenant.")}
 CONFLICT: dict[int | str, dict[str, Any]] = {409: _documented("Not possible as things are; the detail says why.")}

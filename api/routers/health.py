@@ -3,10 +3,10 @@
 from fastapi import APIRouter
 
 from api.dependencies import AccessOf, RepositoryOf
-from api.problems import RESPONSES, Problem, store_unavailable
+from api.problems import OPEN_RESPONSES, Problem, store_unavailable
 from api.responses import Health
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], responses=OPEN_RESPONSES)
 
 
 @router.get("/healthz", summary="The process answers")
@@ -15,7 +15,7 @@ async def healthz() -> Health:
     return Health(status="ok")
 
 
-@router.get("/readyz", summary="Queries can be answered", responses={503: RESPONSES[503]})
+@router.get("/readyz", summary="Queries can be answered")
 async def readyz(repository: RepositoryOf, access: AccessOf) -> Health:
     """Say whether accounts are known, and ClickHouse answers and holds the tables of this release."""
     if not access.is_ready:

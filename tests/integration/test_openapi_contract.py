@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import schemathesis
 import uvicorn
+from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
@@ -48,6 +49,8 @@ class Contract:
     url: str
     document: dict[str, Any]
     headers: dict[str, str]
+    app: FastAPI
+    doors: Doors
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def contract(clickhouse: ClickHouse) -> Iterator[Contract]:
     app.state.hub.subscribe(Principal("x", TenantId("acme"), Role.VIEWER, How.LOGIN, "x"), lambda _: False)
     app.state.hub.check = lambda _: None
     try:
-        yield Contract(f"http://127.0.0.1:{listener.getsockname()[1]}", app.openapi(), headers)
+        yield Contract(f"http://127.0.0.1:{listener.getsockname()[1]}", app.openapi(), headers, app, doors)
     finally:
         server.should_exit = True
         thread.join(20)
