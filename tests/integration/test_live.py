@@ -26,6 +26,7 @@ from schemas.live_events import PlacedEvent
 from schemas.ocsf import encode_event, event_key
 from schemas.settings import ApiSettings, LimitSettings, Settings
 from schemas.topics import DRIFT_EVENTS
+from streams import event_feed
 from streams.event_feed import KafkaEventFeed
 from streams.kafka_clients import make_producer
 from streams.metrics import Metrics
@@ -388,5 +389,65 @@ async def test_200_clients_get_every_event_over_a_real_broker(
                     await ready.acquire()
                 await publish(events)
             assert [client.result() for client in clients] == [expected] * CLIENTS
+    finally:
+        await producer.stop()
+
+
+@pytest.mark.kafka
+async def test_who_comes_back_misses_nothing_over_a_real_broker(
+    kafka_bootstrap: str,
+    settings_for: Callable[..., Settings],
+    clickhouse: ClickHouse,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the process it left, and to a new one that knows the past from the store alone; by both channels."""
+    settings = settings_for(kafka_bootstrap, clickhouse=clickhouse.settings, api=ApiSettings(limits=LIMITS))
+    counts = await ensure_topics(settings)
+    topic = settings.topics.name(DRIFT_EVENTS.role)
+    producer = make_producer(settings.kafka)
+    await producer.start()
+    events = [event_of(number) for number in range(30)]
+    expected = [event.event_id for event in events]
+
+    async def publish(some: list[DriftEvent]) -> None:
+        """Have them on the topic, another tenant's between them, and in the store as the sink puts them there."""
+        placed = []
+        for event in some:
+            for one in (event, event_of(0, "globex", src=event.event_id)):
+                partition = partition_of(one.tenant, counts[topic])
+                told = await producer.send_and_wait(topic, encode_event(one), event_key(one), partition)
+                placed.append((told.offset, one))
+        await store(clickhouse, *placed)
+
+    async def by_socket(served: Served, last: str, count: int) -> list[str]:
+        async with socket_of(served, headers, f"?last_event_id={last}") as ws:
+            return [json.loads(await ws.recv())["id"] for _ in range(count)]
+
+    async def by_events(served: Served, last: str, count: int) -> list[str]:
+        async with served.events(headers | {"Last-Event-ID": last}) as some:
+            return await some.ids(count)
+
+    doors = Doors(settings.api)
+    headers = doors.headers("acme", Role.VIEWER)
+    try:
+        async with serve(settings, KafkaEventFeed(settings), doors) as served, asyncio.timeout(120):
+            while not await _is_free(served, headers):
+                await asyncio.sleep(0.05)
+            async with served.events(headers) as there, socket_of(served, headers) as ws:
+                await publish(events[:10])
+                assert await there.ids(10) == expected[:10]
+                assert [json.loads(await ws.recv())["id"] for _ in range(10)] == expected[:10]
+            await publish(events[10:20])
+            for back in (by_socket, by_events):
+                assert await back(served, expected[4], 15) == expected[5:20]
+        monkeypatch.setattr(event_feed, "LOOKBACK", 0)  # nothing of the past from Kafka
+        async with serve(settings, KafkaEventFeed(settings), doors) as served, asyncio.timeout(120):
+            while not await _is_free(served, headers):
+                await asyncio.sleep(0.05)
+            for back in (by_socket, by_events):
+                assert await back(served, expected[9], 10) == expected[10:20]
+            waiting = [asyncio.create_task(back(served, expected[14], 15)) for back in (by_socket, by_events)]
+            await publish(events[20:])
+            assert await asyncio.gather(*waiting) == [expected[15:]] * 2
     finally:
         await producer.stop()
