@@ -50,6 +50,7 @@ _EXAMPLES: Json = {
     "unit": "us",
     "detector": "robust_z",
     "lanes": ["default"],
+    "model": "3b9d7e5c2a10",
 }
 """What fields are usually called and hold; others take their own examples, or a plain value of their type."""
 _PLAIN: Json = {"string": "", "integer": 1, "number": 1.0, "boolean": False, "null": None}

@@ -114,6 +114,17 @@ WHERE tenant = {tenant:String} AND finding_id = {finding_id:String}
 ORDER BY activity_id = 1 DESC, activity_id = 3, window_start, time, event_id LIMIT {limit:UInt32}
 """.replace("$columns", _EVENT_COLUMNS)
 
+EDGE_SCORES = """
+SELECT src, dst, port, protocol, is_new, statistical, graph, combined, model
+FROM {database:Identifier}.edge_scores FINAL
+WHERE tenant = {tenant:String} AND lane = {lane:String} AND generation = {generation:UInt64}
+    AND window_start = fromUnixTimestamp64Milli({start_ms:Int64}, 'UTC')
+    AND src IN {src:Array(String)} AND dst IN {dst:Array(String)}
+    AND has(arrayZip({src:Array(String)}, {dst:Array(String)}, {port:Array(Int32)}, {protocol:Array(Int16)}),
+        (src, dst, port, protocol))
+ORDER BY combined DESC, src, dst, protocol, port
+"""
+
 PLACE_OF_EVENT = """
 SELECT incarnation, position, toUnixTimestamp64Milli(inserted_at) FROM {database:Identifier}.drift_events FINAL
 WHERE tenant = {tenant:String} AND event_id = {event_id:String} AND incarnation != '' LIMIT 1

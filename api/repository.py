@@ -219,6 +219,21 @@ class AuditRow:
     request_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class EdgeScoreRow:
+    """What the graph model said of an edge of a closed window (docs/gnn.md)."""
+
+    src: str
+    dst: str
+    port: int
+    protocol: int
+    is_new: bool
+    statistical: float
+    graph: float
+    combined: float
+    model: str
+
+
 class Repository:
     """All that the API reads. Each method reads one tenant; the reader's problems pass through."""
 
@@ -305,6 +320,24 @@ class Repository:
         """Return one drift event."""
         rows = await self._rows(queries.EVENT, tenant, event_id=event_id)
         return _event(rows[0]) if rows else None
+
+    async def edge_scores(self, tenant: TenantId, event: DriftEvent) -> list[EdgeScoreRow]:
+        """Return what the graph model said of an event's edges in its window, the strangest first."""
+        if not event.edges:
+            return []
+        ends = {name: [getattr(edge, name) for edge in event.edges] for name in ("src", "dst", "port", "protocol")}
+        rows = await self._rows(
+            queries.EDGE_SCORES,
+            tenant,
+            lane=event.lane,
+            generation=event.generation,
+            start_ms=event.window_start_ms,
+            **ends,
+        )
+        return [
+            EdgeScoreRow(*edge, bool(is_new), round(statistical, 3), round(graph, 3), round(combined, 3), model)
+            for *edge, is_new, statistical, graph, combined, model in rows
+        ]
 
     async def place_of(self, tenant: TenantId, event_id: str) -> tuple[str, int, int] | None:
         """Return where a stored event stands on its topic: incarnation, position, and when it was stored, in ms."""

@@ -196,15 +196,32 @@ class Explanation(BaseModel):
     technique: TechniqueOut
 
 
+class EdgeScoreOut(_Out):
+    """What the graph model says of an edge in the event's window: -log10 of the share of normal edges as strange."""
+
+    src: str
+    dst: str
+    port: int
+    protocol: int
+    is_new: bool = Field(description="The model remembers no calls of it before the window.")
+    statistical: float = Field(description="By the edge's own past.")
+    graph: float = Field(description="By what the rest of the window's graph leaves unexplained.")
+    combined: float = Field(description="The two added up.")
+    model: str = Field(description="Version of the model.")
+
+
 class DriftEventDetail(DriftEventOut):
     """A drift event with its explanation and the history of its finding."""
 
     explanation: Explanation
+    graph_scores: list[EdgeScoreOut] = Field(
+        description="The event's edges, strangest first; empty where no graph model scored the window."
+    )
     history: list[HistoryEntry] = Field(description="Events of the finding, Create first, this one among them.")
 
 
-def event_detail(event: DriftEvent, history: Sequence[DriftEvent]) -> DriftEventDetail:
-    """Return an event with its explanation and its finding's events."""
+def event_detail(event: DriftEvent, history: Sequence[DriftEvent], scores: Sequence[object] = ()) -> DriftEventDetail:
+    """Return an event with its explanation, its finding's events and what the graph model says of its edges."""
     shown = event_out(event)
     explanation = Explanation(
         what=event.message, why=[_why(one) for one in event.evidence], checks=shown.checks, technique=shown.technique
@@ -222,7 +239,8 @@ def event_detail(event: DriftEvent, history: Sequence[DriftEvent]) -> DriftEvent
         )
         for one in history
     ]
-    return DriftEventDetail(**shown.model_dump(), explanation=explanation, history=entries)
+    found = [EdgeScoreOut.model_validate(one) for one in scores]
+    return DriftEventDetail(**shown.model_dump(), explanation=explanation, graph_scores=found, history=entries)
 
 
 def _why(one: Evidence) -> str:

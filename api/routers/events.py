@@ -135,12 +135,14 @@ async def get_timeline(tenant: Tenant, repository: RepositoryOf, asked: Events, 
 
 @router.get("/drift-events/{event_id}", summary="One drift event", responses=NOT_FOUND)
 async def get_drift_event(tenant: Tenant, repository: RepositoryOf, event_id: EventId) -> DriftEventDetail:
-    """Return one drift event by its id, its explanation, and what became of its finding."""
+    """Return one drift event by its id, its explanation, its edges' graph scores, and what became of its finding."""
     event = await repository.event(tenant, event_id)
     if event is None:
         raise not_found("This drift event")
-    history = await repository.finding(tenant, event.finding_id, MAX_FINDING_EVENTS)
-    return event_detail(event, history)
+    history, scores = await asyncio.gather(
+        repository.finding(tenant, event.finding_id, MAX_FINDING_EVENTS), repository.edge_scores(tenant, event)
+    )
+    return event_detail(event, history, scores)
 
 
 @router.get("/findings/{finding_id}", summary="One finding with its events", responses=NOT_FOUND)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from datetime import UTC, datetime
 
 import httpx
 import pytest
@@ -125,4 +126,33 @@ async def test_an_event_is_explained_and_has_its_findings_history(client: httpx.
         ("create", "acme-event-0-1"),
         ("update", "acme-event-0-2"),
         ("close", "acme-event-0-3"),
+    ]
+
+
+async def test_an_event_shows_the_graph_scores_of_its_edges_in_its_window(
+    client: httpx.AsyncClient, clickhouse: ClickHouse
+) -> None:
+    assert (await get(client, "/v1/drift-events/acme-event-0-1"))["graph_scores"] == []
+
+    def score(tenant: str, start_ms: int, **changes: object) -> dict[str, object]:
+        start = datetime.fromtimestamp(start_ms / 1000, UTC)
+        row = {"tenant": tenant, "lane": "default", "generation": 0, "window_start": start, "src": "checkout"}
+        row |= {"dst": "payment", "port": 8080, "protocol": 6, "is_new": False, "statistical": 1.25, "graph": 2.5}
+        return row | {"combined": 3.75, "model": "0123456789ab"} | changes
+
+    start_ms = START_MS + CALM * WINDOW_MS
+    others = [
+        score("acme", start_ms - WINDOW_MS),
+        score("acme", start_ms, port=9),
+        score("acme", start_ms, lane="vpc"),
+        score("acme", start_ms, generation=1),
+        score("acme", start_ms, src="payment", dst="checkout"),
+        score("globex", start_ms, combined=9.0),
+    ]
+    insert(clickhouse, "edge_scores", others)
+    assert (await get(client, "/v1/drift-events/acme-event-0-1"))["graph_scores"] == []
+    insert(clickhouse, "edge_scores", [score("acme", start_ms)])
+    assert (await get(client, "/v1/drift-events/acme-event-0-1"))["graph_scores"] == [
+        {"src": "checkout", "dst": "payment", "port": 8080, "protocol": 6, "is_new": False}
+        | {"statistical": 1.25, "graph": 2.5, "combined": 3.75, "model": "0123456789ab"}
     ]
