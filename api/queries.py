@@ -115,8 +115,9 @@ ORDER BY activity_id = 1 DESC, activity_id = 3, window_start, time, event_id LIM
 """.replace("$columns", _EVENT_COLUMNS)
 
 EDGE_SCORES = """
-SELECT src, dst, port, protocol, is_new, statistical, graph, combined, model
-FROM {database:Identifier}.edge_scores FINAL
+SELECT src, dst, port, protocol, is_new, round(toFloat64(s.statistical), 3) AS statistical,
+    round(toFloat64(s.graph), 3) AS graph, round(toFloat64(s.combined), 3) AS combined, model
+FROM {database:Identifier}.edge_scores AS s FINAL
 WHERE tenant = {tenant:String} AND lane = {lane:String} AND generation = {generation:UInt64}
     AND window_start = fromUnixTimestamp64Milli({start_ms:Int64}, 'UTC')
     AND src IN {src:Array(String)} AND dst IN {dst:Array(String)}

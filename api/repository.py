@@ -334,10 +334,7 @@ class Repository:
             start_ms=event.window_start_ms,
             **ends,
         )
-        return [
-            EdgeScoreRow(*edge, bool(is_new), round(statistical, 3), round(graph, 3), round(combined, 3), model)
-            for *edge, is_new, statistical, graph, combined, model in rows
-        ]
+        return [EdgeScoreRow(*row) for row in rows]
 
     async def place_of(self, tenant: TenantId, event_id: str) -> tuple[str, int, int] | None:
         """Return where a stored event stands on its topic: incarnation, position, and when it was stored, in ms."""
