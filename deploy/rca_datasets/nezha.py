@@ -46,7 +46,7 @@ _US_PER_S = 1e6
 
 
 @dataclass(frozen=True, slots=True)
-class _Day:
+class NezhaDay:
     """What is known of one system on one day."""
 
     records: CallRecords
@@ -67,16 +67,27 @@ def read_nezha(
     Raises:
         ConfigurationError: a file or column is missing, or cannot be read.
     """
-    listed = [case for file in find(folder, "nezha_cases*.json") for case in read_list(file, _KEYS)]
     found: list[FaultCase] = []
-    for system, name in sorted({(str(case["system"]), str(case["day"])) for case in listed}):
-        faults = [case for case in listed if (case["system"], case["day"]) == (system, name)]
-        day = _read_day(folder, system, name, faults)
-        found += [_case(day, case, baseline, inputs) for case in faults]
+    for day in nezha_days(folder).values():
+        found += [_case(day, case, baseline, inputs) for case in day.faults]
     return found
 
 
-def _read_day(folder: Path, system: str, name: str, faults: list[dict[str, Any]]) -> _Day:
+def nezha_days(folder: Path) -> dict[str, NezhaDay]:
+    """Read what is known of each system and day, by ``<system>_<day>``, in that order.
+
+    Raises:
+        ConfigurationError: a file or column is missing, or cannot be read.
+    """
+    listed = [case for file in find(folder, "nezha_cases*.json") for case in read_list(file, _KEYS)]
+    days: dict[str, NezhaDay] = {}
+    for system, name in sorted({(str(case["system"]), str(case["day"])) for case in listed}):
+        faults = [case for case in listed if (case["system"], case["day"]) == (system, name)]
+        days[f"{system}_{name}"] = _read_day(folder, system, name, faults)
+    return days
+
+
+def _read_day(folder: Path, system: str, name: str, faults: list[dict[str, Any]]) -> NezhaDay:
     table = read_table(find(folder, f"{system}_calls_{name}.parquet")[0], _CALLS)
     graph = read_edges(find(folder, f"{system}_graph_{name}.json")[0])
     pods = read_table(find(folder, f"{system}_node_metrics_{name}.parquet")[0], _PODS)
@@ -110,7 +121,7 @@ def _read_day(folder: Path, system: str, name: str, faults: list[dict[str, Any]]
         columns.add(metric, pod_names, pod, ints(pods["ts"]), floats(pods[column]) * factor)
     for one in medians:
         _add_network(columns, one)
-    return _Day(records, CallTable.of(records), columns.samples(), topology, faults)
+    return NezhaDay(records, CallTable.of(records), columns.samples(), topology, faults)
 
 
 def _add_network(columns: SampleColumns, medians: Any) -> None:
@@ -127,7 +138,7 @@ def _add_network(columns: SampleColumns, medians: Any) -> None:
     columns.add(Metric.NETWORK, names, dst[rows], at_s[rows], beyond_us, src[rows])
 
 
-def _ranges(at_s: Floats, fault: dict[str, Any], day: _Day, baseline: Baseline, lag_s: int) -> tuple[Mask, Mask]:
+def ranges_of(at_s: Floats, fault: dict[str, Any], day: NezhaDay, baseline: Baseline, lag_s: int) -> tuple[Mask, Mask]:
     """Return the masks of the fault and of its baseline, ``at_s``: ``(R,)``."""
     begin, end = fault["inject_ts"], fault["inject_ts"] + fault["duration_s"]
     is_free = np.ones(len(at_s), dtype=np.bool_)
@@ -139,14 +150,14 @@ def _ranges(at_s: Floats, fault: dict[str, Any], day: _Day, baseline: Baseline, 
     return (at_s >= begin) & (at_s < end + lag_s), is_free
 
 
-def _case(day: _Day, fault: dict[str, Any], baseline: Baseline, inputs: frozenset[Input]) -> FaultCase:
+def _case(day: NezhaDay, fault: dict[str, Any], baseline: Baseline, inputs: frozenset[Input]) -> FaultCase:
     def evidence() -> Sequence[Shift]:
-        now, before = _ranges(day.records.start_us / _US_PER_S, fault, day, baseline, 0)
-        at_now, at_before = _ranges(day.samples.at_ms / 1000, fault, day, baseline, METRIC_LAG_S)
+        now, before = ranges_of(day.records.start_us / _US_PER_S, fault, day, baseline, 0)
+        at_now, at_before = ranges_of(day.samples.at_ms / 1000, fault, day, baseline, METRIC_LAG_S)
         return gather(
             day.topology,
             calls=CallRanges(day.calls, now, before) if Input.TRACES in inputs else None,
-            windows=WindowRanges(_fold(day.records, now), _fold(day.records, before))
+            windows=WindowRanges(fold_calls(day.records, now), fold_calls(day.records, before))
             if Input.WINDOWS in inputs
             else None,
             metrics=MetricRanges(day.samples, at_now, at_before) if Input.METRICS in inputs else None,
@@ -164,7 +175,7 @@ def _case(day: _Day, fault: dict[str, Any], baseline: Baseline, inputs: frozense
     )
 
 
-def _fold(records: CallRecords, use: Mask) -> ServiceWindowEdges:
+def fold_calls(records: CallRecords, use: Mask) -> ServiceWindowEdges:
     """Return calls as ClickHouse would hold them: per edge and window, latency as the caller saw it."""
     rows = np.flatnonzero(use)
     nodes = len(records.services)

@@ -37,9 +37,9 @@ class CallTable:
     pattern: Ints
 
     @classmethod
-    def of(cls, records: CallRecords) -> "CallTable":
-        """Sort calls into their traces and take apart who took how long."""
-        parent = parents_of(records)
+    def of(cls, records: CallRecords, parent: Ints | None = None) -> "CallTable":
+        """Take apart who took how long. ``parent``: as ``parents_of`` returns it, where it is known already."""
+        parent = parents_of(records) if parent is None else parent
         inner = np.flatnonzero(parent >= 0)
         waited = add_up(parent[inner], records.client_us[inner].astype(np.float64), len(records))
         pattern, patterns = _patterns(records, parent)

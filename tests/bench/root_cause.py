@@ -1,8 +1,9 @@
 """Quality of ErrorRank: what each part of it is worth, how much its parameters matter, whether they were fitted.
 
-    drift bench root-cause --data DIR [--part ablation|signals|parameters|splits|speed] [--json]
+    drift bench root-cause --data DIR [--part ablation|signals|parameters|splits|injected|speed] [--json]
 
-DIR holds the files that `drift evaluate rca` reads. Nothing here is random but the graph of ``speed`` (seeded).
+DIR holds the files that `drift evaluate rca` reads. Nothing here is random but the graph of ``speed`` and the faults of
+``injected`` (seeded).
 """
 
 import argparse
@@ -33,6 +34,7 @@ from models.rca.evidence import Moves
 from models.rca.propagation import DAMPING, redistribute
 from models.rca.robust import Ints
 from schemas.rca import ServiceWindowEdges
+from tests.bench.root_cause_injected import injected
 from tests.rca_graphs import twins
 
 SEED = 7
@@ -312,7 +314,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument(
-        "--part", choices=["ablation", "signals", "parameters", "splits", "speed", "all"], default="all"
+        "--part",
+        choices=["ablation", "signals", "parameters", "splits", "injected", "speed", "all"],
+        default="all",
     )
     parser.add_argument("--json", action="store_true", dest="as_json")
     options = parser.parse_args(arguments)
@@ -327,6 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             result["parameters"] = table(settings, cases)
         if options.part != "parameters":
             result["splits"] = splits(settings, cases)
+    if options.part in ("injected", "all"):
+        result |= injected(options.data)
     if options.part in ("speed", "all"):
         result["speed"] = speed()
     if options.as_json:
