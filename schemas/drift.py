@@ -62,6 +62,11 @@ and is expected: ``observed`` is when it was there last (Unix epoch ms), ``sampl
 """
 
 
+PART_OF_SCAN = "part_of_scan"
+"""Signal of the evidence that says that something new is a piece of a scan, which is a finding of its own in the same
+window: ``observed`` is how many hosts and ports its caller called for the first time."""
+
+
 class Severity(IntEnum):
     """OCSF ``severity_id``."""
 

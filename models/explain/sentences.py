@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from models.explain.checks import checks_for
 from models.explain.verdicts import verdict_sentences
 from models.explain.wording import duration, edge_of, instant, name_of, number, port_of, quantity, weekday_of
-from schemas.drift import RECURRENCE, TELEMETRY_KINDS, Activity, DriftKind, EdgeRef, Evidence, Verdict
+from schemas.drift import PART_OF_SCAN, RECURRENCE, TELEMETRY_KINDS, Activity, DriftKind, EdgeRef, Evidence, Verdict
 
 MAX_EDGES_NAMED = 5
 MAX_EVIDENCE_TOLD = 4
@@ -72,6 +72,9 @@ _SIGNALS = {
     "latency_p95_us": "p95 latency",
     "latency_p99_us": "p99 latency",
     "fan_out": "distinct peers in a window",
+    "new_targets": "number of hosts and ports called for the first time in a window",
+    "scanned_hosts": "number of hosts among them",
+    "scanned_ports": "number of ports among them",
     "denied_per_window": "denied calls in a window",
     "denied_by_policy": "calls in a window that a declared rule denies",
     "silent_windows": "silence in a row",
@@ -156,11 +159,12 @@ def describe(
     sentences = [_opening(activity, close_reason, kind)] if activity is not Activity.CREATE else []
     if not evidence:
         sentences.append(f"{subject}: no evidence is attached.")
-    signals = [item for item in evidence if item.signal != RECURRENCE]
+    signals = [item for item in evidence if item.signal not in (RECURRENCE, PART_OF_SCAN)]
     sentences += [_evidence_sentence(subject, item, window_ms) for item in signals[:MAX_EVIDENCE_TOLD]]
     if len(signals) > MAX_EVIDENCE_TOLD:
         sentences.append(f"{_more(len(signals) - MAX_EVIDENCE_TOLD, 'signal')} in the evidence.")
     sentences += [_recurrence_sentence(item, src, dst) for item in evidence if item.signal == RECURRENCE]
+    sentences += [_scan_sentence(item, edges) for item in evidence if item.signal == PART_OF_SCAN]
     if kind in TELEMETRY_KINDS and activity is not Activity.CLOSE:
         sentences.append(_LEARNS_ANEW if kind is DriftKind.SAMPLING_CHANGE else _WITHHELD)
     listing = _edges_sentence(edges, edges_total, EdgeRef(src, dst, port, protocol))
@@ -233,6 +237,15 @@ def _recurrence_sentence(item: Evidence, src: str, dst: str) -> str:
     restarted = {"restart": src, "caller-restart": src, "callee-restart": dst}.get(item.detector)
     when = "at this hour" if restarted is None else f"at a restart of {name_of(restarted)}"
     return f"Expected {when}, so no alert: as on {weekday_of(item.observed)} ({times}). Detector: {item.detector}."
+
+
+def _scan_sentence(item: Evidence, edges: tuple[EdgeRef, ...]) -> str:
+    caller = name_of(edges[0].src) if edges else "the caller"
+    targets = quantity(item.observed, item.unit)
+    return (
+        f"Part of a scan, so no alert of its own: {caller} called {targets} for the first time in this window, "
+        f"which is told as a fan-out burst of it. Detector: {item.detector}."
+    )
 
 
 def _lanes_sentence(kind: DriftKind, activity: Activity, also_seen: Sequence[tuple[str, int]]) -> str:

@@ -24,6 +24,8 @@ _PLURALS = {
     "hosts": "host",
     "contacts": "contact",
     "restarts": "restart",
+    "ports": "port",
+    "targets": "target",
 }
 _US_STEPS = ((1_000_000, "s"), (1_000, "ms"), (1, "µs"))
 _MS_STEPS = ((172_800_000, 86_400_000, "d"), (3_600_000, 3_600_000, "h"), (60_000, 60_000, "min"), (1_000, 1_000, "s"))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from models.drift import structural
 from models.drift.detection import Detection
 from models.drift.findings import Finding
+from models.drift.scanning import as_pieces
 from models.graph import beacons
 from models.graph.border import border_of, judge_border, of_open_services
 from models.graph.clock import END_OF_TIME_MS
@@ -228,7 +229,7 @@ def _judge_index(lane: LaneState, index: int, output: Output, is_over: bool) -> 
         def has_returned(finding: Finding, tenant: str = tenant) -> bool:
             return last_index(finding) == index or is_back_elsewhere(lane, tenant, finding.detection)
 
-        found = with_expected(lane, number, index, detections.get(number, []))
+        found = as_pieces(with_expected(lane, number, index, detections.get(number, [])))
         found = tell_restarts(lane, number, index, restarts.get(number), found)
         output.events += state.book.settle(scope, index, found)
         output.events += state.book.expire(

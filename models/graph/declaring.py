@@ -1,7 +1,7 @@
 """A closed window's edges against what they mean: exposed data stores, namespaces that newly meet, rules broken. Pure.
 
-Judged when the window closes, never early: what is known of other edges of the window, and whether a caller from
-outside was answered, is settled then.
+Judged when the window closes: what is known of other edges of the window, and whether a caller from outside was
+answered, is settled then. Only what a new edge violates is told before (models/graph/early.py).
 """
 
 from collections import defaultdict

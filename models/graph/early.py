@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.drift import structural
+from models.drift.declared import judge_declared
 from models.graph.border import may_open
 from models.graph.lane import IntColumn, LaneState
 from models.graph.logic import PRODUCERS_OWN
@@ -49,6 +50,8 @@ def raise_early(
                 facts = lane.facts(number, int(columns["calls"][rows].sum()), int(times[at]))
                 _raise_new(lane, output, tenant, facts, int(index[at]), int(times[at]))
             _early_fan_out(lane, output, tenant, number, int(index[at]), int(times[at]))
+    if lane.policies_of and new:
+        _early_violations(lane, output, numbers, new, codes, times, index, columns, unsent)
     denied = columns["denied"] > 0
     if denied.any():
         # Certain are refusals that the client reported on time: its report is the one chosen, whatever still comes.
@@ -64,6 +67,59 @@ def _raise_new(
     scope = lane.scope(lane.registry.tenants[tenant])
     for detection in structural.judge_new([facts]):
         event = lane.tenants[tenant].book.raise_early(scope, index, detection, time_ms)
+        if event is not None:
+            output.events.append(event)
+
+
+def _early_violations(
+    lane: LaneState,
+    output: Output,
+    numbers: IntColumn,
+    new: list[int],
+    codes: IntColumn,
+    times: IntColumn,
+    index: IntColumn,
+    columns: dict[str, IntColumn],
+    unsent: npt.NDArray[np.bool_] | None,
+) -> None:
+    """Raise new edges that a declared rule denies: calls that the client reported on time count, whatever still comes.
+
+    What a known edge violates waits for its window's close: to ask the rules of all edges of a record costs too much.
+    """
+    edge, registry = lane.registry.edge.array, lane.registry
+    rules: dict[int, str] = {}
+    for number in new:
+        identity, tenant = registry.identities[number], int(edge["tenant"][number])
+        policies = lane.policies_of.get(registry.tenants[tenant])
+        if policies is None or identity is None or _is_from_outside(lane, number) or not lane.fires_early(tenant):
+            continue
+        rule = policies.violated_by(identity)
+        if rule is not None:
+            rules[number] = rule
+    if not rules:
+        return
+    assert lane.closed_index is not None
+    at_edge = numbers[codes]
+    certain = (columns["side"] != SIDE_SERVER) & (times >= lane.closed_index * lane.config.window_ms)
+    certain &= (columns["calls"] > 0) & np.isin(at_edge, list(rules))
+    if unsent is not None:
+        certain &= ~unsent
+    for number, rule in rules.items():
+        rows = np.flatnonzero(certain & (at_edge == number))
+        if not len(rows):
+            continue
+        at = rows[np.argmin(times[rows])]
+        calls = int(columns["calls"][rows[index[rows] == index[at]]].sum())
+        name, state = registry.tenants[int(edge["tenant"][number])], lane.tenants[int(edge["tenant"][number])]
+        least = lane.detection(name).policy_min_calls
+        if not least or calls < least:
+            continue
+        identity = registry.identities[number]
+        assert identity is not None
+        subject, ref = EdgeRef(*identity[1:3]), EdgeRef(*identity[1:])
+        time_ms, counts = int(times[at]), {f"policy:{rule}": calls}
+        detection = judge_declared(DriftKind.POLICY_VIOLATION, subject, [ref], counts, time_ms, state.closed_windows)
+        event = state.book.raise_early(lane.scope(name), int(index[at]), detection, time_ms)
         if event is not None:
             output.events.append(event)
 

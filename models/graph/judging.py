@@ -1,5 +1,6 @@
 """A closed window's rows against what is usual: signals of each edge, and the structure they make. Pure, vectorised."""
 
+import math
 from collections import defaultdict
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import numpy.typing as npt
 
 from models.drift import baseline, statistical, structural
 from models.drift.detection import Detection
+from models.drift.scanning import judge_scans
 from models.drift.slowness import Slowness
 from models.graph.border import Border, open_services
 from models.graph.corroboration import news_from_outside, peers_elsewhere
@@ -180,7 +182,36 @@ def judge_structure(
             unknown[tenant].append(facts)
     for tenant, facts_of_tenant in unknown.items():
         detections[tenant] += structural.judge_new(facts_of_tenant)
+    usual = lane.registry.service.array["fan_out_max"].copy()  # before this window teaches
     _judge_sources(lane, index, present, chosen, border, learned, detections)
+    if lane.logic >= PRODUCERS_OWN:
+        for tenant, facts_of_tenant in unknown.items():
+            detections[tenant] = _with_scans(lane, tenant, usual, facts_of_tenant, detections[tenant])
+
+
+def _with_scans(
+    lane: LaneState,
+    tenant: int,
+    usual: npt.NDArray[np.int32],
+    unknown: list[structural.EdgeFacts],
+    detections: list[Detection],
+) -> list[Detection]:
+    """Return a tenant's detections with its scans as one finding each."""
+    registry, config = lane.registry, lane.detection(lane.registry.tenants[tenant])
+    unsettled = set(lane.unsettled().tolist())
+
+    def usual_of(service: str) -> int:
+        return int(usual[registry.service_number[tenant, service]])
+
+    def limit_of(service: str) -> float:
+        if registry.service_number[tenant, service] in unsettled:
+            return math.inf
+        return structural.fan_out_limit(config, usual_of(service))
+
+    is_burst = [detection.kind is DriftKind.FAN_OUT_BURST for detection in detections]
+    bursts = [detection for detection, burst in zip(detections, is_burst, strict=True) if burst]
+    others = [detection for detection, burst in zip(detections, is_burst, strict=True) if not burst]
+    return [*others, *judge_scans(unknown, bursts, usual_of, limit_of)]
 
 
 def _is_told_elsewhere(lane: LaneState, present: IntColumn) -> Mask:

@@ -82,6 +82,15 @@ def make_input(seed: int, windows: int) -> list[list[Flow]]:
             partitions[int(rng.integers(PARTITIONS))].append(crossing)
         beat = make_flow(window * WINDOW_MS + int(rng.integers(WINDOW_MS)), dst="ext:home", src="web", bytes_in=7)
         partitions[int(rng.integers(PARTITIONS))].append(beat)
+    # Scans of ports and of hosts, from within and by somebody new.
+    for _ in range(int(rng.integers(0, 3))):
+        window, scanner = int(rng.integers(4, windows)), str(rng.choice([*SERVICES, "scanner"]))
+        by_port = rng.random() < 0.5
+        for number in range(int(rng.integers(10, 25))):
+            target = {"port": 9_000 + number} if by_port else {"dst": f"host-{number}"}
+            time_ms = window * WINDOW_MS + int(rng.integers(WINDOW_MS))
+            probe = make_flow(time_ms, **{"src": scanner, "dst": SERVICES[0], **target})  # type: ignore[arg-type]
+            partitions[int(rng.integers(PARTITIONS))].append(probe)
     for flows in partitions:
         flows.sort(key=lambda flow: flow.time_ms + int(rng.integers(LATENESS_MS)))
     return partitions

@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from models.graph.machine import Machine
@@ -118,6 +119,73 @@ def test_policies_hold_from_their_point_of_the_log_and_for_their_tenant() -> Non
         ("acme", VIOLATED, "create", 5, ""),
         ("acme", VIOLATED, "close", 12, "recovered"),
     ]
+
+
+def test_a_new_edge_that_a_rule_denies_is_told_before_its_window_closes() -> None:
+    feed = feed_of(DENY)
+    run(feed, range(6), dst="shop/cart")
+    output = feed.send([make_flow(60_500, src="shop/web", dst="shop/pay")])
+    assert (VIOLATED, "early", 6, "") in story(output.events)
+    (early,) = of_kind(output.events, VIOLATED)
+    assert early.evidence[0].detector == "policy:doc-0/no-pay" and early.first_seen_ms == 60_500
+    run(feed, range(7, 20), dst="shop/cart")
+    assert story(feed.output.events, VIOLATED) == [
+        (VIOLATED, "early", 6, ""),
+        (VIOLATED, "update", 6, ""),
+        (VIOLATED, "close", 11, "recovered"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flow", "settings", "fires"),
+    [
+        ({}, {}, True),
+        ({"reporter": "server"}, {}, False),  # the client's report, should it come, may count no call of its own
+        ({"time_ms": 45_000}, {}, False),  # late
+        ({}, {"policy_min_calls": 2}, False),
+        ({}, {"policy_min_calls": 0}, False),
+        ({"src": "ext:net/1"}, {}, False),  # whether it is answered shows at the close
+        ({"dst": "shop/cart"}, {}, False),
+    ],
+)
+def test_what_a_record_still_to_come_may_undo_is_no_early_violation(
+    flow: dict[str, Any], settings: dict[str, int], fires: bool
+) -> None:
+    rules = {"rules": [{"name": "no-pay", "action": "deny", "to": ["shop/pay"]}]}
+    feed = Feed(make_lane(lateness_ms=0, detection=msgspec.structs.replace(DETECTION, **settings)))
+    feed.control(msgspec.json.encode(rules), kind=POLICIES, name="main")
+    run(feed, range(6), dst="shop/cart")
+    values: dict[str, Any] = {"time_ms": 60_500, "src": "shop/web", "dst": "shop/pay", **flow}
+    output = feed.send([make_flow(**values)])
+    assert [event.is_early for event in of_kind(output.events, VIOLATED)] == [True] * fires
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_early_violations_are_among_the_settled_ones_however_records_are_cut(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rules = [{"name": f"no-{port}", "action": "deny", "ports": [port]} for port in (81, 82)]
+
+    def fed(flows: list[Flow], size: int) -> Feed:
+        feed = Feed(make_lane(lateness_ms=5_000, detection=msgspec.structs.replace(DETECTION, policy_min_calls=2)))
+        feed.control(msgspec.json.encode({"rules": rules}), kind=POLICIES, name="main")
+        for start in range(0, len(flows), size):
+            feed.send(flows[start : start + size])
+        feed.end()
+        return feed
+
+    flows = usual(range(14))
+    for _ in range(300):
+        src, dst = rng.choice([f"shop/{n}" for n in range(20)] + ["ext:net/1", "ext:net/2"], 2, replace=False)
+        changes = {"port": int(rng.integers(80, 83)), "reporter": str(rng.choice(["client", "server"]))}
+        calls = int(rng.integers(1, 4))
+        flows.append(make_flow(int(rng.integers(140_000)), src=str(src), dst=str(dst), calls=calls, **changes))
+    flows.sort(key=lambda flow: flow.time_ms + int(rng.integers(6_000)))
+    one, other = fed(flows, 1), fed(flows, 37)
+    for feed in (one, other):
+        told = [e for e in feed.output.events if e.kind is VIOLATED]
+        early = {e.finding_id for e in told if e.is_early}
+        assert early and early <= {e.finding_id for e in told if not e.is_early}
+        assert not [e for e in told if e.close_reason == "unconfirmed"]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ OTHERS = (("web", "search"), ("search", "index"))
 def calls(index: int, edge: tuple[str, str], count: int = 20, **changes: object) -> list[Flow]:
     step = WINDOW_MS // count
     values: dict[str, object] = {"bytes_out": 1_000, "errors": 0, "latency_us": 10_000, **changes}
-    return [make_flow(index * WINDOW_MS + n * step, src=edge[0], dst=edge[1], **values) for n in range(count)]  # type: ignore[arg-type]
+    return [make_flow(index * WINDOW_MS + n * step, src=edge[0], dst=edge[1], **values) for n in range(count)]
 
 
 def usual(index: int) -> list[Flow]:
