@@ -6,7 +6,7 @@ tenant: a file's name alone does not tell tenant `a.b` from lane `b` of tenant `
 
 import hashlib
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -70,7 +70,11 @@ class ModelFolder:
         self._read: dict[Path, tuple[_Signature, LoadedModel | str]] = {}
 
     def look(self, tenant: str, lane: str) -> Found:
-        """Return a lane's model as its file is now. Never raises."""
+        """Return a lane's model as its file is now. Never raises; a problem is one line that can be printed."""
+        found = self._look(tenant, lane)
+        return found if found.problem.isprintable() else replace(found, problem=_printable(found.problem))
+
+    def _look(self, tenant: str, lane: str) -> Found:
         own, shared = model_files(self.folder, tenant, lane)
         refused = ""
         for file in (own, shared):
@@ -108,3 +112,8 @@ class ModelFolder:
             model = str(error)
         self._read[file] = (signature, model)
         return model
+
+
+def _printable(text: str) -> str:
+    """Return a text whose names come from producers as one line without control characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
