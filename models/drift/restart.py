@@ -60,9 +60,10 @@ def note_down(calendar: Calendar, service: str, time_ms: int, window_ms: int, is
         current.size = since_ms // window_ms + 1.0 if since_ms < START_MS and not is_removed else OUTAGE
 
 
-def is_starting(calendar: Calendar, service: str, time_ms: int) -> bool:
-    """Say whether a window belongs to a start of a service."""
-    return _current(calendar, service, time_ms) is not None
+def was_down(calendar: Calendar, service: str, time_ms: int) -> bool:
+    """Say whether a window belongs to a start of a service in which all its edges were down."""
+    current = _current(calendar, service, time_ms)
+    return current is not None and current.size > 0
 
 
 def _current(calendar: Calendar, service: str, time_ms: int) -> Occasion | None:

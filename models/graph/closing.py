@@ -31,7 +31,7 @@ from models.graph.restarting import (
     Restarts,
     active_edges,
     find_restarts,
-    is_part_of_start,
+    is_restart_over,
     last_index_of,
     note_starts,
     tell_restarts,
@@ -370,7 +370,7 @@ def _remember(lane: LaneState, index: int, present: IntColumn) -> None:
         # A silence that was told is no habit yet: it at most doubles the usual one, else one outage hides the next.
         told = edge["gone"][present] | edge["dropped"][present]
         gap = np.where(told, np.minimum(gap, 2 * usual), gap)
-        gap[told] = np.where(is_part_of_start(lane, index, present[told]), 1, gap[told])
+        gap[told] = np.where(is_restart_over(lane, index, present[told]), 1, gap[told])
         gap = np.where(note_returns(lane, index, present, floors), 1, gap)
         fades = (edge["windows_seen"][present] + 1) % FORGET_AFTER_WINDOWS == 0
         usual = np.where(fades, np.maximum(usual // 2, 1), usual)

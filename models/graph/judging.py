@@ -185,20 +185,21 @@ def judge_structure(
     usual = lane.registry.service.array["fan_out_max"].copy()  # before this window teaches
     _judge_sources(lane, index, present, chosen, border, learned, detections)
     if lane.logic >= PRODUCERS_OWN:
+        unsettled = set(lane.unsettled().tolist())
         for tenant, facts_of_tenant in unknown.items():
-            detections[tenant] = _with_scans(lane, tenant, usual, facts_of_tenant, detections[tenant])
+            detections[tenant] = _with_scans(lane, tenant, usual, unsettled, facts_of_tenant, detections[tenant])
 
 
 def _with_scans(
     lane: LaneState,
     tenant: int,
     usual: npt.NDArray[np.int32],
+    unsettled: set[int],
     unknown: list[structural.EdgeFacts],
     detections: list[Detection],
 ) -> list[Detection]:
     """Return a tenant's detections with its scans as one finding each."""
     registry, config = lane.registry, lane.detection(lane.registry.tenants[tenant])
-    unsettled = set(lane.unsettled().tolist())
 
     def usual_of(service: str) -> int:
         return int(usual[registry.service_number[tenant, service]])

@@ -15,7 +15,7 @@ from models.drift import structural
 from models.drift.calendar import HOUR_MS
 from models.drift.detection import Detection
 from models.drift.findings import key_of
-from models.drift.restart import START_MS, Downtime, is_starting, judge_downtime, note_down, note_start, usual_downtime
+from models.drift.restart import START_MS, Downtime, judge_downtime, note_down, note_start, usual_downtime, was_down
 from models.graph.cutting import WindowColumns
 from models.graph.lane import IntColumn, LaneState
 from models.graph.logic import PRODUCERS_OWN
@@ -73,14 +73,15 @@ def active_edges(lane: LaneState, columns: WindowColumns) -> IntColumn:
     return active
 
 
-def is_part_of_start(lane: LaneState, index: int, numbers: IntColumn) -> Mask:
-    """Say which edges have an end that is starting in a window: how long they were silent then is no habit."""
+def is_restart_over(lane: LaneState, index: int, numbers: IntColumn) -> Mask:
+    """Say of edges that are back in a window whether they were silent by a restart only: that is no habit of theirs."""
     names, edge = lane.registry.services, lane.registry.edge.array
     found = np.zeros(len(numbers), dtype=bool)
-    for place, number in enumerate(numbers.tolist()):
+    for place in np.flatnonzero(~edge["gone"][numbers]).tolist():
+        number = int(numbers[place])
         calendar = lane.tenant_state(int(edge["tenant"][number])).calendar
         ends = (int(edge["src"][number]), int(edge["dst"][number]))
-        found[place] = any(is_starting(calendar, names[end][1], index * lane.config.window_ms) for end in ends)
+        found[place] = any(was_down(calendar, names[end][1], index * lane.config.window_ms) for end in ends)
     return found
 
 
@@ -121,15 +122,20 @@ def find_restarts(
     down: dict[int, set[int]] = defaultdict(set)
     for number in silent:
         down[int(tenant_of[number])].add(number)
-    for tenant, found in detections.items():
-        down[tenant].update(_dropping(lane, tenant, found))
+    dropping = {tenant: set(_dropping(lane, tenant, found)) for tenant, found in detections.items()}
+    for tenant, numbers in dropping.items():
+        down[tenant] |= numbers
     restarts: dict[int, Restarts] = {}
-    for tenant in sorted(down):
-        if active is not None and (tenant_of[active] == tenant).any():
-            restarts[tenant] = _restarts_of(lane, tenant, index, down[tenant], active)
+    if active is not None and down:
+        active = active[np.argsort(tenant_of[active], kind="stable")]
+        for tenant in sorted(down):
+            mine = slice(*np.searchsorted(tenant_of[active], [tenant, tenant + 1]).tolist())
+            if len(active[mine]):
+                restarts[tenant] = _restarts_of(lane, tenant, index, down[tenant], active[mine])
     for number in silent:
         tenant = int(tenant_of[number])
-        if tenant not in restarts or number not in restarts[tenant].covered:
+        is_covered = tenant in restarts and number in restarts[tenant].covered
+        if not is_covered and number not in dropping.get(tenant, ()):
             _tell_untold(lane, tenant, index, number, detections[tenant])
     return restarts
 
@@ -177,7 +183,7 @@ def _dropping(lane: LaneState, tenant: int, detections: Iterable[Detection]) -> 
 def _restarts_of(lane: LaneState, tenant: int, index: int, down: set[int], active: IntColumn) -> Restarts:
     registry = lane.registry
     edge, names = registry.edge.array, registry.services
-    up = set(edge["src"][active].tolist()) | set(edge["dst"][active].tolist())
+    up = {*edge["src"][active].tolist(), *edge["dst"][active].tolist()}
     edges_of: dict[int, list[int]] = defaultdict(list)
     for number in sorted(down, key=lambda n: registry.identities[n] or ()):
         for end in {int(edge["src"][number]), int(edge["dst"][number])}:
@@ -251,8 +257,7 @@ def _tell_untold(lane: LaneState, tenant: int, index: int, number: int, detectio
         history=int(edge["windows_seen"][number]),
         first_ms=(last + 1) * lane.config.window_ms,
     )
-    is_told = key_of(identity[0], lane.config.name, detection) in lane.tenants[tenant].book.open
-    if not is_told and number not in _dropping(lane, tenant, detections):
+    if key_of(identity[0], lane.config.name, detection) not in lane.tenants[tenant].book.open:
         detections.append(detection)
 
 
