@@ -33,6 +33,7 @@ from streams.clickhouse import connect
 from streams.clock import SystemClock
 from streams.graph_scores.status import banner
 from streams.replay import ReplayLane, push_file
+from streams.sinks.rollup import rollup
 
 SAMPLE = Path(__file__).parent.parent / "sample" / "online-boutique.jsonl.gz"
 SAMPLE_TENANT = "online-boutique"
@@ -233,6 +234,7 @@ async def _report(embedded: Embedded, console: Console, seen: Seen, flows: int) 
         "WHERE tenant = {tenant:String} AND lane = {lane:String})",
         parameters=parameters,
     ).result_rows[0]
+    await asyncio.to_thread(rollup, client, database)  # the worker's own comes too late for whoever tries things now
     await asyncio.to_thread(client.close)
     dead = _total(embedded, "drift_dead_letters_total")
     console.print("\nThe replay is through.", style="bold")
