@@ -22,6 +22,9 @@ ClientFactory = Callable[[], Queries]
 POOL_SIZE = 4
 MAX_RESULT_ROWS = 1_000_000
 MAX_MEMORY_BYTES = 2 << 30
+EMBEDDED = {"max_threads": 2, "local_filesystem_read_method": "pread"}
+"""Most queries are small, and the worker needs the processor too: handing blocks between threads costs more than it
+gives."""
 NETWORK_GRACE_S = 5
 """What the network gets on top of a query's own limit before the client gives up."""
 
@@ -57,7 +60,7 @@ def open_reader(settings: Settings) -> Client:
     except Exception as error:  # the drivers raise their own trees, OSError, ssl.SSLError and urllib3's
         raise ConfigurationError(connection_problem(store, error)) from None
     if embedded:
-        for name, value in limits.items():
+        for name, value in (limits | EMBEDDED).items():
             client.command(f"SET {name} = {value!r}")
         client.command("SET readonly = 1")
         return client

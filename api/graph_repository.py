@@ -1,5 +1,6 @@
 """Reads of the stored graph over ranges: series, differences, calls by pair. As `api.repository`: tenant first."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 
 from api import queries
 from api.clickhouse import Reader
+from api.kept_answers import KeptAnswers
 from api.repository import EdgeInLane, ServiceRow, WindowRow
 from schemas.ids import TenantId
 from schemas.impact import CallGraph
@@ -171,25 +173,39 @@ class GraphRepository:
         )
         return [BaselineEdge(src, dst, port, protocol, int(calls)) for src, dst, port, protocol, calls in rows]
 
-    async def call_graph(self, tenant: TenantId, lane: str, since_ms: int, until_ms: int, limit: int) -> CallGraph:
-        """Return who called whom how often in a range; without a lane: of the lane that saw most calls of a pair."""
-        parameters = {"lane": lane, "since_ms": since_ms, "until_ms": until_ms, "limit": limit}
-        result = await self._reader.query(
-            queries.CALLED_PAIRS, {"database": self._database, "tenant": tenant, **parameters}
-        )
-        columns = result.result_columns
-        if not columns or not len(columns[0]):
-            empty = np.empty(0, dtype=np.int64)
-            return CallGraph([], empty, empty, empty)
-        src, dst = list(columns[0]), list(columns[1])
-        names = sorted({*src, *dst})
-        number = {name: i for i, name in enumerate(names)}
-        return CallGraph(
-            names,
-            np.array([number[name] for name in src], dtype=np.int64),
-            np.array([number[name] for name in dst], dtype=np.int64),
-            np.asarray(columns[2], dtype=np.int64),
-        )
+    async def call_graph(
+        self, tenant: TenantId, lane: str, since_ms: int, until_ms: int, limit: int, kept: KeptAnswers
+    ) -> CallGraph:
+        """Return who called whom how often in a range; without a lane: of the lane that saw most calls of a pair.
+
+        A range whose windows are the same as when it was last asked for is not read again.
+        """
+        span = {"since_ms": since_ms, "until_ms": until_ms}
+        closed = [tuple(row) for row in await self._rows(queries.CLOSED_LANES, tenant, lane=lane, **span)]
+        question = (tenant, "calls", lane, since_ms, until_ms, limit, *closed)
+        known: CallGraph | None = kept.get(question)
+        if known is not None:
+            return known
+        parameters = {"database": self._database, "tenant": tenant, "lane": lane, "limit": limit, **span}
+        if len(closed) == 1:
+            parameters |= {"lane": closed[0][0], "generation": closed[0][1]}
+            result = await self._reader.query(queries.CALLED_PAIRS_OF_LANE, parameters)
+        else:
+            result = await self._reader.query(queries.CALLED_PAIRS, parameters)
+        graph = await asyncio.to_thread(_call_graph, result.result_columns)
+        if closed:
+            kept.put(question, graph, len(graph.src))
+        return graph
+
+
+def _call_graph(columns: Sequence[Sequence[Any]]) -> CallGraph:
+    if not columns or not len(columns[0]):
+        empty = np.empty(0, dtype=np.int64)
+        return CallGraph([], empty, empty, empty)
+    names = sorted({*columns[0], *columns[1]})
+    number = {name: i for i, name in enumerate(names)}
+    src, dst = (np.fromiter(map(number.__getitem__, one), dtype=np.int64, count=len(one)) for one in columns[:2])
+    return CallGraph(names, src, dst, np.asarray(columns[2], dtype=np.int64))
 
 
 def _bound(value: EdgeKey | Span) -> dict[str, Any]:

@@ -181,7 +181,7 @@ ORDER BY calls DESC, src, dst, protocol, port LIMIT {limit:UInt32}
 RANGE_EDGES = """
 SELECT toUnixTimestamp64Milli(window_start), src, dst, toInt64(calls), ifNull(toInt64(errors), -1),
     ifNull(toInt64(denied), 0), toInt64(latency_calls), ifNull(toInt64(latency_sum_us), 0),
-    ifNull(toInt64(p50_us), -1), ifNull(toInt64(p95_us), -1), ifNull(toInt64(bytes_out + bytes_in), -1)
+    ifNull(toInt64(p50_us), -1)
 FROM {database:Identifier}.edges_1m FINAL
 WHERE tenant = {tenant:String} AND lane = {lane:String} AND generation = {generation:UInt64}
     AND window_start >= fromUnixTimestamp64Milli({start_ms:Int64}, 'UTC')
@@ -330,6 +330,26 @@ FROM (
 )
 GROUP BY src, dst HAVING most > 0 ORDER BY src, dst LIMIT {limit:UInt32}
 """.replace("$newest", _NEWEST_OF_WINDOWS)
+
+CALLED_PAIRS_OF_LANE = """
+SELECT src, dst, toInt64(sum(e.calls)) AS most
+FROM {database:Identifier}.edges_1m AS e FINAL
+WHERE tenant = {tenant:String} AND lane = {lane:String} AND generation = {generation:UInt64}
+    AND window_start >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+    AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+GROUP BY src, dst HAVING most > 0 ORDER BY src, dst LIMIT {limit:UInt32}
+"""
+
+CLOSED_LANES = """
+SELECT lane, any(generation), count(), toInt64(sum(edges)), toUnixTimestamp64Milli(max(window_end))
+FROM {database:Identifier}.windows FINAL
+WHERE tenant = {tenant:String} AND $newest
+    AND (lane = {lane:String} OR ({lane:String} = '' AND NOT startsWith(lane, 'replay:')))
+    AND window_start >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+    AND window_start < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')
+GROUP BY lane ORDER BY lane
+""".replace("$newest", _NEWEST_OF_WINDOWS)
+"""What the calls of a range rest on: as long as it stays the same, so do they."""
 
 SERVICE = """
 SELECT lane, service, is_external, toUnixTimestamp64Milli(first_seen), toUnixTimestamp64Milli(last_seen)

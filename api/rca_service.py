@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import cast
 
 import msgspec
 
@@ -63,24 +64,29 @@ async def causes_of_range(
     Raises:
         Problem: 404 if no closed window lies in the range.
     """
-    newest = await repository.windows(tenant, lane=lane, since_ms=since_ms, until_ms=until_ms, limit=1)
-    if not newest:
-        raise Problem(404, "no-windows", "No closed window", "No window of this range is closed yet, or ever was.")
-    chosen = await _choose_windows(repository, tenant, newest[0].lane, since_ms, until_ms, baseline_windows)
-    lanes, notes = [chosen.own_lane], chosen.notes
+    chosen = await _choose_windows(repository, tenant, lane, since_ms, until_ms, baseline_windows)
+    lanes, notes = [chosen.own_lane], list(chosen.notes)
     if (symptom is not None or not lane) and not chosen.lane.startswith(REPLAY_PREFIX):
         others, left_out = await _lanes_beside(repository, tenant, chosen)
         lanes, notes = lanes + others, notes + left_out
     names = [one.lane for one in lanes]
-    only = names[0] if len(names) == 1 else ""
-    parts, events = await asyncio.gather(
-        asyncio.gather(*[_edges_of(repository, tenant, one, chosen) for one in lanes]),
-        repository.events(
-            tenant,
-            EventFilter(since_ms=chosen.since_ms, until_ms=chosen.until_ms + 1, lane=only),
-            MAX_EVENTS,
-        ),
+    wanted = EventFilter(
+        since_ms=chosen.since_ms, until_ms=chosen.until_ms + 1, lane=names[0] if len(names) == 1 else ""
     )
+    # Closed windows stay as they are: the same ones, with the same events, have the same causes.
+    question = (tenant, chosen, tuple(lanes), limit, symptom and symptom.event_id)
+    kept = repository.kept
+    if kept.get(question) is not None:
+        events = await repository.events(tenant, wanted, MAX_EVENTS)
+        known_events, known = kept.get(question) or ((), None)
+        if known is not None and known_events == tuple(event.event_id for event in events):
+            return cast(RankedRange, known)
+        parts = await _edges_of(repository, tenant, lanes, chosen)
+    else:
+        parts, events = await asyncio.gather(
+            _edges_of(repository, tenant, lanes, chosen), repository.events(tenant, wanted, MAX_EVENTS)
+        )
+    event_ids = tuple(event.event_id for event in events)
     events = one_lane_a_subject(events, names)
 
     def rank() -> RcaReport:
@@ -89,7 +95,7 @@ async def causes_of_range(
 
     report = await asyncio.to_thread(rank)
     report = msgspec.structs.replace(report, notes=(*report.notes, *notes))
-    return RankedRange(
+    ranked = RankedRange(
         report,
         chosen.lane,
         chosen.generation,
@@ -100,11 +106,17 @@ async def causes_of_range(
         len(events),
         tuple(sorted(names)),
     )
+    kept.put(question, (event_ids, ranked))
+    return ranked
 
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """Windows of the lane that says what the range is, and of the baseline before it."""
+    """Windows of the lane that says what the range is, and of the baseline before it.
+
+    Attributes:
+        windows: all of them. is_cut: whether windows between baseline and range are left out.
+    """
 
     lane: str
     generation: int
@@ -113,7 +125,14 @@ class _Chosen:
     baseline_since_ms: int
     baseline_until_ms: int
     window_ms: int
-    notes: list[str]
+    windows: tuple[WindowRow, ...]
+    is_cut: bool
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what limits the answer."""
+        kept = sum(window.start_ms >= self.since_ms for window in self.windows)
+        return [f"Only the last {kept} windows of the range were looked at."] if self.is_cut else []
 
     @property
     def own_lane(self) -> LaneRow:
@@ -124,29 +143,56 @@ class _Chosen:
 async def _choose_windows(
     repository: Repository, tenant: TenantId, lane: str, since_ms: int, until_ms: int, baseline_windows: int
 ) -> _Chosen:
-    current = await repository.windows(
-        tenant, lane=lane, since_ms=since_ms, until_ms=until_ms, limit=MAX_CURRENT_WINDOWS + 1
-    )
-    is_whole = len(current) <= MAX_CURRENT_WINDOWS
+    """Choose the windows of the range and of the baseline.
+
+    Raises:
+        Problem: 404 if no closed window lies in the range.
+    """
+    current, earlier = await _windows_of(repository, tenant, lane, since_ms, until_ms, baseline_windows)
     kept = _within_rows(current[:MAX_CURRENT_WINDOWS])
     first = kept[-1]
-    # The baseline ends where the range asked for begins, even if of the range itself only the end is looked at.
-    before_ms = current[-1].start_ms if is_whole else since_ms
-    earlier = await repository.windows(
-        tenant, lane=lane, since_ms=0, until_ms=max(before_ms, 0), limit=baseline_windows + 1
-    )
+    before_ms = _begin_of(current, since_ms)
     baseline = _within_rows([window for window in earlier if window.end_ms <= before_ms][:baseline_windows])
     baseline = [window for window in baseline if window.generation == first.generation]
-    cut = len(kept) < len(current)
     return _Chosen(
-        lane=lane,
+        lane=first.lane,
         generation=first.generation,
         since_ms=first.start_ms,
         until_ms=kept[0].end_ms,
         baseline_since_ms=baseline[-1].start_ms if baseline else before_ms,
         baseline_until_ms=baseline[0].end_ms if baseline else before_ms,
         window_ms=max(window.end_ms - window.start_ms for window in kept),
-        notes=[f"Only the last {len(kept)} windows of the range were looked at."] if cut else [],
+        windows=(*kept, *baseline),
+        is_cut=len(kept) < len(current),
+    )
+
+
+def _begin_of(current: list[WindowRow], since_ms: int) -> int:
+    """Return where the range begins, and so its baseline ends, even if of the range only the end is looked at."""
+    return current[-1].start_ms if len(current) <= MAX_CURRENT_WINDOWS else since_ms
+
+
+async def _windows_of(
+    repository: Repository, tenant: TenantId, lane: str, since_ms: int, until_ms: int, baseline_windows: int
+) -> tuple[list[WindowRow], list[WindowRow]]:
+    """Return the windows of the range, one more than are looked at, and those before it; newest first.
+
+    Mostly one query has both: where a lane is asked for, or one lane alone has the newest windows.
+    """
+    most = MAX_CURRENT_WINDOWS + 1
+    rows = await repository.windows(tenant, lane=lane, since_ms=0, until_ms=until_ms, limit=most + baseline_windows + 1)
+    if len({row.lane for row in rows}) == 1 and rows[0].end_ms > since_ms:
+        current = [row for row in rows if row.end_ms > since_ms]
+        if len(current) < most:
+            return current, rows[len(current) :]
+    newest = await repository.windows(tenant, lane=lane, since_ms=since_ms, until_ms=until_ms, limit=1)
+    if not newest:
+        raise Problem(404, "no-windows", "No closed window", "No window of this range is closed yet, or ever was.")
+    lane = newest[0].lane
+    current = await repository.windows(tenant, lane=lane, since_ms=since_ms, until_ms=until_ms, limit=most)
+    before_ms = max(_begin_of(current, since_ms), 0)
+    return current, await repository.windows(
+        tenant, lane=lane, since_ms=0, until_ms=before_ms, limit=baseline_windows + 1
     )
 
 
@@ -166,13 +212,21 @@ async def _lanes_beside(repository: Repository, tenant: TenantId, chosen: _Chose
     return lanes, notes
 
 
-async def _edges_of(repository: Repository, tenant: TenantId, lane: LaneRow, chosen: _Chosen) -> LaneEdges:
-    current, baseline = await asyncio.gather(
-        repository.edges_between(tenant, lane.lane, lane.generation, chosen.since_ms, chosen.until_ms),
-        repository.edges_between(
-            tenant, lane.lane, lane.generation, chosen.baseline_since_ms, chosen.baseline_until_ms
-        ),
-    )
+async def _edges_of(repository: Repository, tenant: TenantId, lanes: list[LaneRow], chosen: _Chosen) -> list[LaneEdges]:
+    return list(await asyncio.gather(*[_edges_of_lane(repository, tenant, one, chosen) for one in lanes]))
+
+
+async def _edges_of_lane(repository: Repository, tenant: TenantId, lane: LaneRow, chosen: _Chosen) -> LaneEdges:
+    of_lane = (tenant, lane.lane, lane.generation)
+    if chosen.is_cut:
+        current, baseline = await asyncio.gather(
+            repository.edges_between(*of_lane, chosen.since_ms, chosen.until_ms),
+            repository.edges_between(*of_lane, chosen.baseline_since_ms, chosen.baseline_until_ms),
+        )
+    else:
+        both = await repository.edges_between(*of_lane, chosen.baseline_since_ms, chosen.until_ms)
+        current = both.where(both.window_start_ms >= chosen.since_ms)
+        baseline = both.where(both.window_start_ms < chosen.baseline_until_ms)
     return LaneEdges(lane.lane, lane.window_ms, current, baseline)
 
 

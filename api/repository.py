@@ -10,11 +10,14 @@ import numpy as np
 
 from api import queries
 from api.clickhouse import Reader
+from api.kept_answers import KeptAnswers
 from schemas.drift import Activity, AlertReason, DriftEvent, DriftKind, EdgeRef, Evidence, Severity, Verdict
 from schemas.ids import REPLAY_PREFIX, TenantId
 from schemas.live_events import PlacedEvent
 from schemas.rca import ServiceWindowEdges
 
+_READ = ("calls", "errors", "denied", "latency_calls", "latency_sum_us", "p50_us")
+"""Measures of edges that root causes are ranked by, in the order of the query."""
 _MIGRATION = re.compile(r"\d{4}_[a-z0-9_]+\.sql")
 
 
@@ -235,10 +238,15 @@ class EdgeScoreRow:
 
 
 class Repository:
-    """All that the API reads. Each method reads one tenant; the reader's problems pass through."""
+    """All that the API reads. Each method reads one tenant; the reader's problems pass through.
+
+    Attributes:
+        kept: answers that were worked out from closed windows.
+    """
 
     def __init__(self, reader: Reader, database: str) -> None:
         self._reader, self._database = reader, database
+        self.kept = KeptAnswers()
 
     @property
     def source(self) -> tuple[Reader, str]:
@@ -446,7 +454,7 @@ class Repository:
     async def edges_between(
         self, tenant: TenantId, lane: str, generation: int, start_ms: int, end_ms: int
     ) -> ServiceWindowEdges:
-        """Return the edges of all windows that start in ``[start_ms, end_ms)``."""
+        """Return the edges of all windows that start in ``[start_ms, end_ms)``; p95 and bytes are not read."""
         parameters = {"lane": lane, "generation": generation, "start_ms": start_ms, "end_ms": end_ms}
         result = await self._reader.query(
             queries.RANGE_EDGES, {"database": self._database, "tenant": tenant, **parameters}
@@ -454,8 +462,11 @@ class Repository:
         columns = result.result_columns
         if not columns or not len(columns[0]):
             return ServiceWindowEdges.empty()
-        numbers = [np.asarray(column, dtype=np.int64) for i, column in enumerate(columns) if i not in (1, 2)]
-        return ServiceWindowEdges(numbers[0], list(columns[1]), list(columns[2]), *numbers[1:])
+        start_ms_of, src, dst, *measured = columns
+        measures = {name: np.asarray(column, dtype=np.int64) for name, column in zip(_READ, measured, strict=True)}
+        unread = np.full(len(src), -1, dtype=np.int64)
+        starts = np.asarray(start_ms_of, dtype=np.int64)
+        return ServiceWindowEdges(starts, list(src), list(dst), **measures, p95_us=unread, bytes=unread)
 
     async def services(
         self, tenant: TenantId, *, lane: str, limit: int, after: tuple[str, str] = ("", "")

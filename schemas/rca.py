@@ -54,6 +54,17 @@ class ServiceWindowEdges:
     def __len__(self) -> int:
         return len(self.src)
 
+    def where(self, rows: npt.NDArray[np.bool_]) -> "ServiceWindowEdges":
+        """Return the rows of a mask, ``(R,)``."""
+        at = np.flatnonzero(rows)
+        columns = {name: getattr(self, name)[at] for name in _COLUMNS}
+        if len(at) and at[-1] - at[0] + 1 == len(at):  # in a row, as they mostly come
+            src, dst = (column[at[0] : at[-1] + 1] for column in (self.src, self.dst))
+        else:
+            chosen = at.tolist()
+            src, dst = ([column[row] for row in chosen] for column in (self.src, self.dst))
+        return ServiceWindowEdges(src=src, dst=dst, **columns)
+
     @classmethod
     def empty(cls) -> "ServiceWindowEdges":
         """Return a range without any edge."""

@@ -117,7 +117,7 @@ async def get_blast_radius(
         activities=(Activity.CREATE, Activity.UPDATE),
     )
     calls, events = await asyncio.gather(
-        graph.call_graph(tenant, lane or "", start_ms, end_ms, MAX_PAIRS + 1),
+        graph.call_graph(tenant, lane or "", start_ms, end_ms, MAX_PAIRS + 1, repository.kept),
         repository.events(tenant, wanted, MAX_EVENTS),
     )
     if len(calls.src) > MAX_PAIRS:
@@ -159,10 +159,11 @@ def _origin(service: str | None, src: str | None, dst: str | None, event: DriftE
 
 async def _baseline(repository: Repository, tenant: TenantId, lane: str, since_ms: int, windows: int) -> int | None:
     """Return where the baseline starts that ends at ``since_ms``; ``None`` where nothing is stored before it."""
-    newest = await repository.windows(tenant, lane=lane, since_ms=0, until_ms=since_ms, limit=1)
-    if not newest:
+    rows = await repository.windows(tenant, lane=lane, since_ms=0, until_ms=since_ms, limit=windows)
+    if not rows:
         return None
-    rows = await repository.windows(tenant, lane=newest[0].lane, since_ms=0, until_ms=since_ms, limit=windows)
+    if any(row.lane != rows[0].lane for row in rows):
+        rows = await repository.windows(tenant, lane=rows[0].lane, since_ms=0, until_ms=since_ms, limit=windows)
     start_ms = min(row.start_ms for row in rows)
     return start_ms if start_ms < since_ms else None
 

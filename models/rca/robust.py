@@ -39,6 +39,9 @@ def weighted_quantile(values: Floats, weights: Floats, group: Ints, groups: int,
     if values.min() == values.max():  # no errors, no denials: nothing to sort
         result[group] = values[0]
         return result
+    if len(values) <= groups and np.bincount(group).max() == 1:  # a range of one window: nothing to choose from
+        result[group] = values
+        return result
     order = np.lexsort((values, group))
     values, weights, group = values[order], weights[order], group[order]
     running = np.cumsum(weights)

@@ -219,3 +219,44 @@ async def test_a_prediction_is_bounded(client: httpx.AsyncClient, monkeypatch: A
     assert found["baseline_edges"] == 2 and "Only the 2 learned edges" in found["notes"][0]
     monkeypatch.setattr(predictions, "MAX_JUDGEMENTS", 1)
     check_problem(await predict(client, manifests=[{"name": "p", "text": MANIFEST}]), 422, "invalid-parameter")
+
+
+async def test_what_is_kept_is_told_again_and_worked_out_anew_when_something_is_new(
+    client: httpx.AsyncClient, clickhouse: ClickHouse
+) -> None:
+    """Causes with another event, call graphs with another closed window; of the other tenant nothing changes."""
+    causes: dict[str, Any] = {"since": str(START_MS + CALM * WINDOW_MS), "lane": "default"}
+    radius: dict[str, Any] = {"since": str(START_MS + CALM * WINDOW_MS), "service": "payment"}
+    asked = [("/v1/root-cause", causes), ("/v1/blast-radius", radius)]
+    before = {
+        (path, tenant): await get(client, path, tenant, **given)
+        for path, given in asked
+        for tenant in ("acme", "globex")
+    }
+    again = {
+        (path, tenant): await get(client, path, tenant, **given)
+        for path, given in asked
+        for tenant in ("acme", "globex")
+    }
+    assert again == before and before["/v1/root-cause", "acme"] != before["/v1/root-cause", "globex"]
+
+    insert(clickhouse, "drift_events", [event_row("acme", 1, finding_id="acme-late", event_id="acme-late")])
+    insert(clickhouse, "edges_1m", [edge_row("acme", -1, "batch", "payment", 9_000)])
+    insert(clickhouse, "windows", [window_row("acme", -1)])
+    ranked = await get(client, "/v1/root-cause", **causes)
+    assert ranked["drift_events"] == before["/v1/root-cause", "acme"]["drift_events"] + 1
+    assert ranked["baseline_since_ms"] == START_MS - WINDOW_MS
+    found = await get(client, "/v1/blast-radius", **radius)
+    assert "batch" in {one["service"] for one in found["impacted"]}
+    for path, given in asked:
+        assert await get(client, path, "globex", **given) == before[path, "globex"]
+
+
+async def test_a_range_between_windows_of_several_lanes_is_read_as_one_of_a_lane(two_lanes: httpx.AsyncClient) -> None:
+    """One query has range and baseline where it can; else there are three, to the same end."""
+    since = str(START_MS + CALM * WINDOW_MS)
+    alone = await get(two_lanes, "/v1/root-cause", since=since, lane="default")
+    both = await get(two_lanes, "/v1/root-cause", since=since)
+    spans = ("since_ms", "until_ms", "baseline_since_ms", "baseline_until_ms", "current_windows", "baseline_windows")
+    assert [alone[name] for name in spans] == [both[name] for name in spans]
+    assert alone["baseline_windows"] == CALM and alone["current_windows"] == SLOW
