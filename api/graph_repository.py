@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
 from api import queries
+from api.arrow_columns import integers, numbered
 from api.clickhouse import Reader
 from api.kept_answers import KeptAnswers
 from api.repository import EdgeInLane, ServiceRow, WindowRow
@@ -189,23 +190,18 @@ class GraphRepository:
         parameters = {"database": self._database, "tenant": tenant, "lane": lane, "limit": limit, **span}
         if len(closed) == 1:
             parameters |= {"lane": closed[0][0], "generation": closed[0][1]}
-            result = await self._reader.query(queries.CALLED_PAIRS_OF_LANE, parameters)
+            table = await self._reader.table(queries.CALLED_PAIRS_OF_LANE, parameters)
         else:
-            result = await self._reader.query(queries.CALLED_PAIRS, parameters)
-        graph = await asyncio.to_thread(_call_graph, result.result_columns)
+            table = await self._reader.table(queries.CALLED_PAIRS, parameters)
+        graph = await asyncio.to_thread(_call_graph, table)
         if closed:
             kept.put(question, graph, len(graph.src))
         return graph
 
 
-def _call_graph(columns: Sequence[Sequence[Any]]) -> CallGraph:
-    if not columns or not len(columns[0]):
-        empty = np.empty(0, dtype=np.int64)
-        return CallGraph([], empty, empty, empty)
-    names = sorted({*columns[0], *columns[1]})
-    number = {name: i for i, name in enumerate(names)}
-    src, dst = (np.fromiter(map(number.__getitem__, one), dtype=np.int64, count=len(one)) for one in columns[:2])
-    return CallGraph(names, src, dst, np.asarray(columns[2], dtype=np.int64))
+def _call_graph(table: pa.Table) -> CallGraph:
+    names, (src, dst) = numbered(table, 0, 1)
+    return CallGraph(names, src, dst, integers(table, 2))
 
 
 def _bound(value: EdgeKey | Span) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Reads of ClickHouse. Every method takes the tenant first and returns values, never rows."""
 
+import asyncio
 import importlib.resources
 import re
 from collections.abc import Sequence
@@ -7,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from api import queries
+from api.arrow_columns import integers, numbered
 from api.clickhouse import Reader
 from api.kept_answers import KeptAnswers
 from schemas.drift import Activity, AlertReason, DriftEvent, DriftKind, EdgeRef, Evidence, Severity, Verdict
@@ -456,17 +459,10 @@ class Repository:
     ) -> ServiceWindowEdges:
         """Return the edges of all windows that start in ``[start_ms, end_ms)``; p95 and bytes are not read."""
         parameters = {"lane": lane, "generation": generation, "start_ms": start_ms, "end_ms": end_ms}
-        result = await self._reader.query(
+        table = await self._reader.table(
             queries.RANGE_EDGES, {"database": self._database, "tenant": tenant, **parameters}
         )
-        columns = result.result_columns
-        if not columns or not len(columns[0]):
-            return ServiceWindowEdges.empty()
-        start_ms_of, src, dst, *measured = columns
-        measures = {name: np.asarray(column, dtype=np.int64) for name, column in zip(_READ, measured, strict=True)}
-        unread = np.full(len(src), -1, dtype=np.int64)
-        starts = np.asarray(start_ms_of, dtype=np.int64)
-        return ServiceWindowEdges(starts, list(src), list(dst), **measures, p95_us=unread, bytes=unread)
+        return await asyncio.to_thread(_window_edges, table)
 
     async def services(
         self, tenant: TenantId, *, lane: str, limit: int, after: tuple[str, str] = ("", "")
@@ -504,6 +500,17 @@ class Repository:
             limit=limit,
         )
         return [AuditRow(*row) for row in rows]
+
+
+def _window_edges(table: pa.Table) -> ServiceWindowEdges:
+    if not table.num_rows:
+        return ServiceWindowEdges.empty()
+    names, (src, dst) = numbered(table, 1, 2)
+    unread = np.full(table.num_rows, -1, dtype=np.int64)
+    measures = {name: integers(table, 3 + place) for place, name in enumerate(_READ)}
+    # One string object a name: what looks them up does not compare them letter by letter.
+    callers, callees = ([names[number] for number in column.tolist()] for column in (src, dst))
+    return ServiceWindowEdges(integers(table, 0), callers, callees, **measures, p95_us=unread, bytes=unread)
 
 
 def _event(row: Sequence[Any]) -> DriftEvent:

@@ -26,6 +26,10 @@ class Queries(Protocol):
         """Run one query."""
         ...
 
+    def raw_query(self, query: str, parameters: dict[str, Any], *, fmt: str) -> bytes:
+        """Run one query and return its result in a format of ClickHouse."""
+        ...
+
     def close(self) -> None:
         """Let go of the connection."""
         ...
@@ -39,9 +43,17 @@ class TenantRows:
 
     def query(self, query: str, parameters: Mapping[str, Any]) -> Any:
         """Run one query; one that speaks of no tenant is sent as it is."""
+        return self._client.query(query, parameters=dict(parameters), settings=self._settings_of(parameters))
+
+    def raw_query(self, query: str, parameters: Mapping[str, Any], *, fmt: str) -> bytes:
+        """Run one query and return its result in a format of ClickHouse."""
+        settings = self._settings_of(parameters)
+        answer: bytes = self._client.raw_query(query, parameters=dict(parameters), settings=settings, fmt=fmt)
+        return answer
+
+    def _settings_of(self, parameters: Mapping[str, Any]) -> dict[str, str] | None:
         tenant = parameters.get("tenant")
-        settings = None if tenant is None else {TENANT_SETTING: self._write(tenant)}
-        return self._client.query(query, parameters=dict(parameters), settings=settings)
+        return None if tenant is None else {TENANT_SETTING: self._write(tenant)}
 
     def close(self) -> None:
         """Let go of the connection."""
