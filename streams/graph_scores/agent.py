@@ -39,8 +39,8 @@ STORE_EVERY_S = 300.0
 """A worker that takes a partition over reads so much again, at most."""
 MAX_POLL_RECORDS = 200
 POLL_MS = 500
-WORK_SHARE = 0.5
-"""At most this share of the time is worked: a backlog must not take a core from detection."""
+CORE_SHARE = 0.25
+"""At most this share of a core: a backlog must not take one from detection."""
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 30.0
 NEVER_POLLED_MS = 24 * 3_600_000
@@ -84,7 +84,7 @@ class GraphScores(ConsumerRebalanceListener):  # type: ignore[misc]
         self._client: Client | None = None
         self._failure = ""
         self._told: set[str] = set()
-        self._is_stopping = False
+        self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.topic = settings.topics.name(GRAPH_WINDOWS.role)
         self.group = settings.worker.group + GROUP_SUFFIX
@@ -116,7 +116,7 @@ class GraphScores(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def stop(self, within_s: float) -> None:
         """Finish what is under way, store and commit; what does not end in time is read again by the next owner."""
-        self._is_stopping = True
+        self._stopping.set()
         if self._task is None:
             return
         await asyncio.wait({self._task}, timeout=within_s)
@@ -128,7 +128,7 @@ class GraphScores(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _run(self) -> None:
         backoff_s = FIRST_BACKOFF_S
-        while not self._is_stopping:
+        while not self._stopping.is_set():
             begin_s = time.monotonic()
             try:
                 await self._read()
@@ -139,10 +139,16 @@ class GraphScores(ConsumerRebalanceListener):  # type: ignore[misc]
                 said = str(error) if isinstance(error, ConfigurationError | KafkaError) else describe(error)
                 self._failure = " ".join(said.split())
                 logger.warning("graph model: windows are not scored: %s; again in %.0f s", self._failure, backoff_s)
-            ends_s = time.monotonic() + backoff_s
-            while not self._is_stopping and time.monotonic() < ends_s:
-                await asyncio.sleep(POLL_MS / 1000)
+            await self._rest(backoff_s)
             backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait; a stop ends it."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -185,27 +191,26 @@ class GraphScores(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _follow(self, consumer: AIOKafkaConsumer, scores: PartitionWriter, memories: PartitionWriter) -> None:
         stored_s = time.monotonic()
-        while not self._is_stopping:
+        while not self._stopping.is_set():
             fetched = await consumer.getmany(timeout_ms=POLL_MS)
-            begin_s = time.monotonic()
             for tp, records in fetched.items():
-                await self._take(tp.partition, records, scores)
+                worked_s = await self._take(tp.partition, records, scores)
+                await self._rest(worked_s * (1 / CORE_SHARE - 1))
             self._failure = ""
             self._see_ends(consumer)
             self._say()
             if time.monotonic() - stored_s >= self._store_every_s:
                 await self._store(consumer, memories)
                 stored_s = time.monotonic()
-            if fetched and not self._is_stopping:
-                await asyncio.sleep((time.monotonic() - begin_s) * (1 / WORK_SHARE - 1))
         await self._store(consumer, memories)
 
-    async def _take(self, number: int, records: list[Any], writer: PartitionWriter) -> None:
+    async def _take(self, number: int, records: list[Any], writer: PartitionWriter) -> float:
+        """Score and store what was fetched of a partition; return the seconds of processor time that scoring took."""
         partition = self._partitions.get(number)
         if partition is None:
-            return  # it went to another worker between the fetch and now
+            return 0.0  # it went to another worker between the fetch and now
         messages = [(record.offset, record.value) for record in records]
-        work, rows = await asyncio.to_thread(_worked, partition, messages)
+        work, rows, worked_s = await asyncio.to_thread(_worked, partition, messages)
         await writer.write(rows)
         for outcome, count in work.outcomes.items():
             self._metrics.graph_score_windows.labels(outcome.value).inc(count)
@@ -213,6 +218,7 @@ class GraphScores(ConsumerRebalanceListener):  # type: ignore[misc]
             self._metrics.graph_score_seconds.observe(seconds)
         if self._partitions.get(number) is partition:
             self.taken[number] = partition.next_offset
+        return worked_s
 
     async def _store(self, consumer: AIOKafkaConsumer, writer: PartitionWriter) -> None:
         """Store memories that have changed, then commit."""
@@ -282,6 +288,8 @@ class GraphScores(ConsumerRebalanceListener):  # type: ignore[misc]
             self._partitions[tp.partition] = PartitionScores(self._models, self._load, time.perf_counter)
 
 
-def _worked(partition: PartitionScores, messages: list[tuple[int, bytes | None]]) -> tuple[Work, list[Message]]:
+def _worked(partition: PartitionScores, messages: list[tuple[int, bytes | None]]) -> tuple[Work, list[Message], float]:
+    begin_s = time.thread_time()
     work = partition.take(messages)
-    return work, [score_message(scored) for scored in work.scored]
+    rows = [score_message(scored) for scored in work.scored]
+    return work, rows, time.thread_time() - begin_s

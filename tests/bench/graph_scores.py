@@ -4,9 +4,9 @@
     python -m tests.bench.graph_scores ...
 
 Another process writes windows of one tenant to `graph-windows`; this one scores them into an embedded ClickHouse, as a
-worker would beside detection: at most half of the time. Without --bootstrap on Tansu. Time on the processor is that of
-all threads; memory is what the process holds beyond what it held before the first window. How late a sleep of 10 ms
-ends in the event loop, idle and while windows are scored, says what agents in the same process would feel.
+worker would beside detection: with at most a quarter of a core. Without --bootstrap on Tansu. Time on the processor is
+that of all threads; memory is what the process holds beyond what it held before the first window. How late a sleep of
+10 ms ends in the event loop, idle and while windows are scored, says what agents in the same process would feel.
 """
 
 import argparse
