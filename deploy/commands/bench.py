@@ -26,6 +26,7 @@ BENCHES = {
     "api": ("api", "root cause and blast radius through HTTP on 50, 1,000 and 10,000 services"),
     "gnn": ("gnn", "--part nezha|darpa|speed: the graph model beside the statistical score (extra gnn)"),
     "graph-scores": ("graph_scores", "closed windows of 100 thousand edges through the graph model on the stream"),
+    "restarts": ("restarts", "DIR: findings and alerts of made restarts and deployments in resampled traffic"),
     "root-cause": ("root_cause", "--data DIR: quality and speed of ErrorRank, with an ablation"),
 }
 """Module in tests/bench, and what it measures."""
