@@ -1,11 +1,13 @@
 """Made restarts and deployments in resampled real traffic: how many findings and alerts does each one bring?
 
+    drift bench restarts DIR
     python -m tests.bench.restarts DIR
 
 DIR holds recorded traces in Nezha's form (docs/detection-quality.md). Seeded. Restarts are made, so this says what
 becomes of restarts like these, not how real ones look.
 """
 
+import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -144,9 +146,11 @@ def figures(starts: list[Start], events: list[DriftEvent]) -> list[str]:
     return lines
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Print the figures of each system, with what restarts teach and without."""
-    for recording in read_recordings(Path(sys.argv[1]), SEED):
+    parser = argparse.ArgumentParser(prog="restarts", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    for recording in read_recordings(parser.parse_args(arguments).folder, SEED):
         starts = starts_of(recording, np.random.default_rng([SEED, 4]))
         print(f"{recording.system}: {len(starts)} starts of {sorted({start.service for start in starts})} in {HOURS} h")
         for name, thresholds in (("as it is", {}), ("recurring_after 0", {"recurring_after": 0})):
@@ -156,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
