@@ -33,7 +33,9 @@ LEAST_BLAME = 0.1
 """Keeps a share with the callee: its edge is the one that was seen to shift."""
 
 
-def callee_blame(topology: Topology, delta: Floats, shifted: Mask, known: Mask) -> Floats:
+def callee_blame(
+    topology: Topology, delta: Floats, shifted: Mask, known: Mask, *, of_shifted_alone: bool = False
+) -> Floats:
     """Return for each edge the share of its shift, 0..1, that is the callee's rather than the caller's, ``(E,)``.
 
     The other callers of the callee are asked, and the other callees of the caller: half of them or more agree as far as
@@ -43,11 +45,17 @@ def callee_blame(topology: Topology, delta: Floats, shifted: Mask, known: Mask) 
 
     Args:
         delta: how far each edge has shifted. shifted: edges with evidence. known: edges that were measured at all.
+        of_shifted_alone: of all other edges 1 is returned, without looking at edges that have no say in theirs.
     """
     blame = np.ones(len(topology))
     if not (delta > 0).any():
         return blame
-    ask = np.flatnonzero(known | shifted)
+    has_say = known | shifted
+    if of_shifted_alone:
+        nodes = len(topology.services)
+        at_src, at_dst = (np.bincount(ends[shifted], minlength=nodes) > 0 for ends in (topology.src, topology.dst))
+        has_say &= at_src[topology.src] | at_dst[topology.dst]
+    ask = np.flatnonzero(has_say)
     shift, is_shifted = delta[ask], shifted[ask]
     size = np.where(shift > 0, shift, 1.0)
     callers = np.clip(median_of_others(shift, topology.dst[ask]) / size, 0.0, 1.0)
@@ -61,7 +69,8 @@ def callee_blame(topology: Topology, delta: Floats, shifted: Mask, known: Mask) 
     # One sibling may agree by chance, five hardly.
     caller_side = np.where(np.isnan(siblings), lone, np.nan_to_num(siblings) * others / (others + 1))
     of_callee = (callee_side + LEAST_BLAME) / (callee_side + LEAST_BLAME + caller_side)
-    blame[ask] = np.where(shift > 0, of_callee, 1.0)
+    is_wanted = (shift > 0) & (is_shifted | (not of_shifted_alone))
+    blame[ask] = np.where(is_wanted, of_callee, 1.0)
     return blame
 
 

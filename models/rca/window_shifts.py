@@ -86,7 +86,7 @@ class _Change:
     received: Floats
 
     def as_shift(self, signal: str, unit: str, excess_unit: str, topology: Topology) -> Shift:
-        blame = callee_blame(topology, self.delta, self.score > 0, self.known)
+        blame = callee_blame(topology, self.delta, self.score > 0, self.known, of_shifted_alone=True)
         # What is held against the caller more than against the callee must not go down again.
         downward = np.maximum(self.passed, 0.0) * np.maximum(2 * blame - 1, 0.0)
         passed = np.where(self.score > 0, downward, 0.0)

@@ -90,3 +90,17 @@ def test_what_goes_up_does_not_go_down_too() -> None:
     given_away = np.bincount(moves.source, moves.share, len(SHOP.services))
     assert (given_away <= 1 + 1e-12).all()
     assert given_away[SHOP.places(["web"])[0]] == pytest.approx(1.0)  # nobody calls it, its calls explain all of it
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_blame_of_shifted_edges_needs_only_those_that_have_a_say(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    nodes = int(rng.integers(2, 30))
+    pairs = np.unique(rng.integers(0, nodes * nodes, int(rng.integers(1, 120))))
+    graph = Topology([f"s{number:02}" for number in range(nodes)], pairs // nodes, pairs % nodes)
+    delta = np.round(rng.normal(0, 2, len(graph)), 1)
+    shifted, known = (delta > 1) & (rng.random(len(graph)) < 0.4), rng.random(len(graph)) < 0.8
+    whole = callee_blame(graph, delta, shifted, known)
+    alone = callee_blame(graph, delta, shifted, known, of_shifted_alone=True)
+    assert (alone[shifted] == whole[shifted]).all()
+    assert (alone[~shifted] == 1).all()
