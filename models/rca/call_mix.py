@@ -23,6 +23,8 @@ from models.rca.topology import Topology
 
 HANDED_ON = 0.4
 """Share of the evidence that goes to the callees which come into question."""
+PRIOR_CALLS = 3.0
+"""Usual calls that those of the range are mixed with: two of three calls are no new habit yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +103,8 @@ def _changed(calls: CallTable, now: Ints, before: Ints) -> ChangedMix | None:
         return None
     count_now = np.bincount(pattern[: len(now)], minlength=len(seen))
     count_before = np.bincount(pattern[len(now) :], minlength=len(seen))
-    share_now = count_now / len(now)
     usual: Floats = np.asarray((count_before + 0.5) / (len(before) + 0.5 * len(seen)), dtype=np.float64)
+    share_now = (count_now + PRIOR_CALLS * usual) / (len(now) + PRIOR_CALLS)
     between, windows = _wandering(pattern[len(now) :], calls.window[before], usual, len(seen))
     by_chance = usual * (1 - usual) * (1 / len(now) + 1 / len(before))
     z = (share_now - usual) / np.sqrt(by_chance + between)
@@ -113,7 +115,7 @@ def _changed(calls: CallTable, now: Ints, before: Ints) -> ChangedMix | None:
     return ChangedMix(
         operation=int(calls.operation[now[0]]),
         z=float(z[most]),
-        now=float(share_now[most]),
+        now=float(count_now[most] / len(now)),
         before=float(count_before[most] / len(before)),
         calls=len(now),
         windows=windows,

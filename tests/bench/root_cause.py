@@ -65,6 +65,7 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
     "CALL_WINDOW_US": (15_000_000, 60_000_000),
     "TYPICAL_WANDERING": (0.05, 0.2),
     "HANDED_ON": (0.2, 0.8),
+    "PRIOR_CALLS": (1.5, 6.0),
     "EXCESS_POWER": (1 / 6, 2 / 3),
     "DAMPING": (0.7, 0.925),
     "UNSEEN_BY_OTHERS": (0.15, 0.6),

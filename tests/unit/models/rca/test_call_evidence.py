@@ -133,6 +133,19 @@ def test_an_operation_that_breaks_off_is_named_with_what_it_broke_off_after() ->
     assert any("cart comes into question: what it answers may be why." in said for said in sentences_of(fault, "cart"))
 
 
+def test_what_three_calls_do_is_weaker_evidence_than_what_thirty_do() -> None:
+    fault = Fault(calls=lambda service, trace: ("cart",) if service == "frontend" and trace % 3 else None)
+    scores = []
+    for calls in (3, 30):
+        table, topology, ranges = table_of(fault)
+        first = np.flatnonzero(ranges.now & (table.dst == table.services.index("frontend")))[:calls]
+        shift = mix_shift(table, np.isin(np.arange(len(table.dst)), first), ranges.before, topology)
+        frontend = topology.services.index("frontend")
+        assert shift.observed[frontend] == pytest.approx(2 / 3)
+        scores.append(float(shift.score[frontend]))
+    assert scores[0] < 0.6 * scores[1]
+
+
 def test_an_operation_that_calls_nothing_any_more() -> None:
     fault = Fault(calls=lambda service, trace: () if service == "checkout" and trace % 3 else None)
     table, topology, ranges = table_of(fault)
