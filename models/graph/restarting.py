@@ -124,7 +124,8 @@ def find_restarts(
         down[int(tenant_of[number])].add(number)
     dropping = {tenant: set(_dropping(lane, tenant, found)) for tenant, found in detections.items()}
     for tenant, numbers in dropping.items():
-        down[tenant] |= numbers
+        if numbers:
+            down[tenant] |= numbers
     restarts: dict[int, Restarts] = {}
     if active is not None and down:
         active = active[np.argsort(tenant_of[active], kind="stable")]
