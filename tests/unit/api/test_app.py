@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import jsonschema
+import pyarrow as pa
 import pytest
 from pydantic import SecretStr
 
@@ -62,6 +63,11 @@ class FakeReader:
         if self.error:
             raise self.error
         return FakeResult()
+
+    async def table(self, sql: str, parameters: Mapping[str, Any]) -> pa.Table:
+        await self.query(sql, parameters)
+        names = pa.array([], pa.string())
+        return pa.table({"src": names, "dst": names, "most": pa.array([], pa.int64())})
 
 
 async def clients(reader: FakeReader, settings: Settings = SETTINGS) -> AsyncIterator[httpx.AsyncClient]:
