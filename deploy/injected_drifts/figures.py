@@ -46,7 +46,11 @@ PARTS: dict[str, Part] = {
     "latency": Part("slower than usual", kinds=frozenset({DriftKind.LATENCY_INCREASE})),
     "slow drift": Part("what creeps", detectors=frozenset({"page-hinkley"})),
     "recurrence": Part("what comes back at its hour", thresholds={"recurring_after": 0}),
-    "score": Part("the robust z-score: a minimum effect alone is enough", thresholds={"z_threshold": 0.0}),
+    "score": Part("the robust z-score: a minimum effect alone is enough", thresholds={"z_threshold": 0.0, "departure_doubt": 0.0}),
+    "rarity": Part(
+        "how rare a departure is for its edge, and whether it lasts: each window by itself",
+        thresholds={"departure_doubt": 0.0},
+    ),
     "effect": Part(
         "the minimum effect: a high score alone is enough",
         thresholds={"min_effect_ratio": 1.0, "min_latency_shift_us": 0, "min_error_shift": 0.0},

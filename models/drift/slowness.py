@@ -76,6 +76,11 @@ class Slowness:
         mask: Mask = self.judged & (self.doubt >= doubt) & (self.gain > 0)
         return mask
 
+    def take(self, rows: IntColumn) -> "Slowness":
+        """Return some of the edges."""
+        columns = (self.slow, self.calls, self.usual, self.doubt, self.gain, self.judged)
+        return Slowness(*(column[rows] for column in columns))
+
     def evidence(self, row: int, history: int) -> Evidence:
         """State one edge's share of slow calls; ``history``: windows that its limit rests on."""
         return Evidence(

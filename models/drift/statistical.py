@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from models.drift import trend
 from models.drift.detection import Detection, confidence_of, rounded
+from models.drift.persistence import DIRECTIONS, FEWER, SLOW, level_of
+from models.drift.slowness import SLOW_CALLS, Slowness
 from models.drift.trend import MIN_BYTES
 from models.graph.registry import BYTES, CALLS, ERRORS, P50, P95
 from schemas.detection import DetectionConfig
@@ -49,7 +51,8 @@ class EdgeSignals:
         history: alike, int32. calls, latency_calls: ``(E,)`` int64, those that were seen, not what they were multiplied
         to. scale: ``(E,)`` float64, calls that each one seen stands for. sampled: ``(E,)`` int64, records of a sample;
         0 where everything was seen. sampling: ``(E,)`` int64, one in how many such a sample has. trend, creeping:
-        alike, the long means and which signals moved away from them slowly; None: not looked at.
+        alike, the long means and which signals moved away from them slowly; None: not looked at. news: ``(E,
+        DIRECTIONS)``, which departures are rare for their edge, or last; None: all that reach the threshold.
     """
 
     values: FloatColumn
@@ -64,6 +67,7 @@ class EdgeSignals:
     sampling: IntColumn
     trend: FloatColumn | None = None
     creeping: Mask | None = None
+    news: Mask | None = None
 
     def take(self, rows: IntColumn) -> "EdgeSignals":
         """Return some of the edges."""
@@ -80,6 +84,7 @@ class EdgeSignals:
             self.sampling[rows],
             None if self.trend is None else self.trend[rows],
             None if self.creeping is None else self.creeping[rows],
+            None if self.news is None else self.news[rows],
         )
 
 
@@ -89,41 +94,65 @@ def _effects(signals: EdgeSignals, signal: int) -> tuple[FloatColumn, FloatColum
     return np.expm1(signals.values[:, signal]), np.expm1(signals.mean[:, signal])
 
 
-def _masks(config: DetectionConfig, signals: EdgeSignals, may_drop: bool) -> dict[tuple[DriftKind, int], Mask]:
+def _worth(config: DetectionConfig, signals: EdgeSignals) -> tuple[Mask, Mask]:
+    """Return where a departure would be worth an event, and where a window says whether there is one.
+
+    Shapes:
+        ``(E, SLOW)`` each: signals upwards, then calls downwards.
+    """
     ripe = signals.history >= config.min_history
-    high = signals.scores >= config.z_threshold
     enough = signals.calls >= config.min_calls
-    masks: dict[tuple[DriftKind, int], Mask] = {}
+    timed = signals.latency_calls >= config.min_calls
+    calls, usual_calls = _effects(signals, CALLS)
+    volume, usual_volume = _effects(signals, BYTES)
+    errors, usual_errors = _effects(signals, ERRORS)
+    counted = (signals.sampled == 0) | (signals.sampled >= config.min_calls)
+    busy = usual_calls >= config.min_calls * signals.scale
+    worth, judged = np.zeros((len(calls), SLOW), dtype=bool), np.zeros((len(calls), SLOW), dtype=bool)
     with np.errstate(invalid="ignore"):
-        calls, usual_calls = _effects(signals, CALLS)
-        masks[DriftKind.RATE_SURGE, CALLS] = (
-            ripe[:, CALLS] & high[:, CALLS] & enough & (calls >= config.min_effect_ratio * usual_calls)
-        )
-        if may_drop:
-            masks[DriftKind.RATE_DROP, CALLS] = drops(config, signals)
-        volume, usual_volume = _effects(signals, BYTES)
-        masks[DriftKind.BYTES_SURGE, BYTES] = (
-            ripe[:, BYTES]
-            & high[:, BYTES]
-            & (volume >= MIN_BYTES)
-            & (volume >= config.min_effect_ratio * usual_volume)
-            & ((signals.sampled == 0) | (signals.sampled >= config.min_calls))
-        )
-        errors, usual_errors = _effects(signals, ERRORS)
-        masks[DriftKind.ERROR_INCREASE, ERRORS] = (
-            ripe[:, ERRORS] & high[:, ERRORS] & enough & (errors - usual_errors >= config.min_error_shift)
-        )
-        timed = signals.latency_calls >= config.min_calls
+        worth[:, CALLS] = enough & (calls >= config.min_effect_ratio * usual_calls)
+        judged[:, CALLS] = True
+        worth[:, BYTES] = (volume >= MIN_BYTES) & (volume >= config.min_effect_ratio * usual_volume)
+        judged[:, BYTES] = counted
+        worth[:, ERRORS] = errors - usual_errors >= config.min_error_shift
+        judged[:, ERRORS] = enough
         for signal in (P50, P95):
             latency, usual = _effects(signals, signal)
-            masks[DriftKind.LATENCY_INCREASE, signal] = (
-                ripe[:, signal]
-                & high[:, signal]
-                & timed
-                & (latency >= config.min_effect_ratio * usual)
-                & (latency - usual >= config.min_latency_shift_us)
+            worth[:, signal] = (latency >= config.min_effect_ratio * usual) & (
+                latency - usual >= config.min_latency_shift_us
             )
-    return masks
+            judged[:, signal] = timed
+        worth[:, FEWER] = calls * config.min_effect_ratio <= usual_calls
+        judged[:, FEWER] = busy
+    known = ~np.isnan(signals.values) & ripe
+    judged &= np.column_stack([known, known[:, CALLS]])
+    return worth & judged, judged
+
+
+def levels_of(config: DetectionConfig, signals: EdgeSignals, slowness: Slowness) -> tuple[IntColumn, Mask]:
+    """Return how far edges depart in each direction (models/drift/persistence.py), and where a window says so.
+
+    Shapes:
+        ``(E, DIRECTIONS)`` each.
+    """
+    scores = np.column_stack([signals.scores, -signals.scores[:, CALLS]])
+    worth, judged = (np.zeros((len(scores), DIRECTIONS), dtype=bool) for _ in range(2))
+    worth[:, :SLOW], judged[:, :SLOW] = _worth(config, signals)
+    judged[:, P95] &= signals.latency_calls >= P95_CALLS
+    worth[:, SLOW], judged[:, SLOW] = slowness.gain > 0, slowness.judged
+    level = np.zeros(worth.shape, dtype=np.int64)
+    level[:, :SLOW] = level_of(np.where(worth[:, :SLOW], scores, 0.0), config.z_threshold)
+    level[:, SLOW] = level_of(np.where(worth[:, SLOW], slowness.doubt, 0.0), config.slow_call_doubt)
+    return level, judged
+
+
+def _masks(config: DetectionConfig, signals: EdgeSignals, may_drop: bool) -> dict[tuple[DriftKind, int], Mask]:
+    worth, _ = _worth(config, signals)
+    with np.errstate(invalid="ignore"):
+        far = np.column_stack([signals.scores, -signals.scores[:, CALLS]]) >= config.z_threshold
+    told = worth & (far if signals.news is None else signals.news[:, :SLOW])
+    kinds = {(kind, signal): told[:, signal] for signal, kind in trend.KINDS.items()}
+    return kinds | ({(DriftKind.RATE_DROP, CALLS): told[:, FEWER]} if may_drop else {})
 
 
 def _creeps(config: DetectionConfig, signals: EdgeSignals) -> dict[tuple[DriftKind, int], Mask]:
@@ -176,6 +205,14 @@ def evidence_of(signals: EdgeSignals, row: int, signal: int, is_creep: bool = Fa
 def signals_departing(detection: Detection) -> list[int]:
     """Return the signals by whose own baseline a detection speaks."""
     return [_SIGNAL_OF[item.signal] for item in detection.evidence if item.detector == ROBUST_Z]
+
+
+def directions_of(detection: Detection) -> list[int]:
+    """Return the directions (models/drift/persistence.py) in which an edge departs, by a detection of it."""
+    if detection.kind is DriftKind.RATE_DROP:
+        return [FEWER]
+    slow = [SLOW] if any(item.signal == SLOW_CALLS for item in detection.evidence) else []
+    return signals_departing(detection) + slow
 
 
 def sample_of(signals: EdgeSignals, row: int) -> Evidence:

@@ -31,7 +31,7 @@ _MOST_PASSES = 1.5
 """How many thresholds an excess grows to at most: what is over is soon seen to be."""
 _FEW_EDGES = 5
 """Fewer edges of a tenant say nothing of the load of all."""
-_KINDS = {
+KINDS = {
     CALLS: DriftKind.RATE_SURGE,
     BYTES: DriftKind.BYTES_SURGE,
     ERRORS: DriftKind.ERROR_INCREASE,
@@ -145,7 +145,7 @@ def creeps(
     masks: dict[tuple[DriftKind, int], Mask] = {}
     with np.errstate(invalid="ignore"):
         far = past & (values - mean >= shifts_of(config))
-        for signal, kind in _KINDS.items():
+        for signal, kind in KINDS.items():
             mask = far[:, signal].copy()
             if signal != BYTES:
                 mask &= (timed if signal in (P50, P95) else calls) >= config.min_calls

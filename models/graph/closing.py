@@ -25,6 +25,7 @@ from models.graph.judging import judge_signals, judge_structure
 from models.graph.lane import LaneState
 from models.graph.logic import PRODUCERS_OWN
 from models.graph.output import EXPECTED_BACK, SEEN_ELSEWHERE, WITHHELD, Output
+from models.graph.persisting import learn_silence, silence_is_news_after
 from models.graph.recurring import note_returns, put_off_removal, with_expected
 from models.graph.registry import CALLS, NEVER, UNSEEN_MS
 from models.graph.restarting import (
@@ -159,7 +160,11 @@ def _due(lane: LaneState, quiet_floor: int, tenant_floors: IntColumn | None = No
         age = edge["last_index"] - edge["first_seen_ms"] // lane.config.window_ms + 1
         pauses = np.where(2 * edge["windows_seen"] >= age, lane.thresholds("removed_min_windows", tenant), 1)
     steady = gap <= np.maximum(pauses, 1)
-    drop = np.where(ripe & busy & steady & ~edge["dropped"], last + 2 * gap - 1, _NO_DEADLINE)
+    sudden = ripe & busy & steady & ~edge["dropped"]
+    drop = np.where(sudden, last + 2 * gap - 1, _NO_DEADLINE)
+    if lane.logic >= PRODUCERS_OWN:
+        rows = np.flatnonzero(sudden)
+        drop[rows] = np.maximum(drop[rows], last[rows] + silence_is_news_after(lane, rows))
     return drop, removal
 
 
@@ -369,6 +374,7 @@ def _remember(lane: LaneState, index: int, present: IntColumn) -> None:
     if lane.logic >= PRODUCERS_OWN:
         # A silence that was told is no habit yet: it at most doubles the usual one, else one outage hides the next.
         told = edge["gone"][present] | edge["dropped"][present]
+        learn_silence(lane, present, np.where(told, 1, gap - 1))
         gap = np.where(told, np.minimum(gap, 2 * usual), gap)
         gap[told] = np.where(is_restart_over(lane, index, present[told]), 1, gap[told])
         gap = np.where(note_returns(lane, index, present, floors), 1, gap)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from models.drift import baseline, statistical, structural
 from models.drift.detection import Detection
+from models.drift.persistence import DIRECTIONS, SLOW
 from models.drift.scanning import judge_scans
 from models.drift.slowness import Slowness
 from models.graph.border import Border, open_services
@@ -17,6 +18,7 @@ from models.graph.creeping import follow_trends
 from models.graph.cutting import WindowColumns
 from models.graph.lane import LaneState
 from models.graph.logic import PRODUCERS_OWN
+from models.graph.persisting import judge_persistence, learn_persistence
 from models.graph.recurring import goes_on, teaches_nothing
 from models.graph.registry import INBOUND, OUTBOUND, P95, VOUCHED_EDGE, pair_of
 from models.graph.slowing import judge_slowness, learn_slowness
@@ -83,8 +85,7 @@ def judge_signals(
     scores = baseline.scores_of(values, mean, spread, seen, scale, sampled)
     slowness = None
     if lane.logic >= PRODUCERS_OWN:
-        plain, unrest = baseline.sized(scores, mean, spread, timed), edge["unrest"][present].astype(np.float64)
-        scores = baseline.calmed(plain, unrest)
+        scores = baseline.sized(scores, mean, spread, timed)
         slowness = judge_slowness(lane, index, columns, ~np.isnan(values[:, P95]), mean, history)
     sampling = np.rint(take("sampling_sum") / np.maximum(sampled, 1)).astype(np.int64)
     signals = statistical.EdgeSignals(
@@ -97,10 +98,15 @@ def judge_signals(
         assert found is not None
         return found
 
-    held, going_on = (np.zeros(values.shape, dtype=bool) for _ in range(2))
+    held = np.zeros(values.shape, dtype=bool)
+    going_on = np.zeros((len(values), DIRECTIONS), dtype=bool)
     if lane.logic >= PRODUCERS_OWN:
         long_mean, creeping = follow_trends(lane, present, signals, teaching if whole else None)
         signals = replace(signals, trend=long_mean, creeping=creeping)
+        assert slowness is not None
+        may_drops = ~withholding[edge["tenant"][present]] & (whole and may_drop)
+        departures, news = judge_persistence(lane, index, present, signals, slowness, may_drops)
+        signals = replace(signals, news=news)
     for config, rows in by_config(lane, edge["tenant"][present]):
         part = signals if rows is None else signals.take(rows)
         may_judge = eligible if rows is None else eligible[rows]
@@ -113,7 +119,7 @@ def judge_signals(
             lambda row, rows=rows: identity(row if rows is None else int(rows[row])),  # type: ignore[misc]
             index * lane.config.window_ms,
             may_drop=may_drop,
-            slow=_slow_edges(config, slowness, rows, history),
+            slow=_slow_edges(config, slowness, signals.news, rows, history),
         )
         for row, detection in found:
             at = int(row if rows is None else rows[row])
@@ -126,7 +132,8 @@ def judge_signals(
                 departing = statistical.signals_departing(detection)
                 if teaches_nothing(lane, int(edge["tenant"][number]), index, detection, int(history[at].max())):
                     held[at, departing] = True
-                    going_on[at, departing] = goes_on(lane, int(edge["tenant"][number]), index, detection)
+                    if goes_on(lane, int(edge["tenant"][number]), index, detection):
+                        going_on[at, statistical.directions_of(detection)] = True
             if detection.kind is DriftKind.RATE_DROP:
                 edge["dropped"][number] = True
     if whole:
@@ -134,9 +141,8 @@ def judge_signals(
         shows = teaching[edge["tenant"][present]]
         if slowness is not None:
             learn_slowness(lane, present, slowness, shows)
-            # One window far out is unrest, a departure that goes on is none: else it would hide itself.
-            after = baseline.unrest_after(np.where(going_on, np.nan, plain), unrest, history)
-            edge["unrest"][present] = np.where(shows[:, None], after, unrest)
+            # What an edge does now and then is its way, a departure that goes on is not: else it would hide itself.
+            learn_persistence(lane, present, departures, shows[:, None] & ~going_on)
         if not shows.all():
             present, values, mean, spread, history = (c[shows] for c in (present, values, mean, spread, history))
         edge["mean"][present], edge["spread"][present], edge["history"][present] = baseline.learn(
@@ -146,12 +152,16 @@ def judge_signals(
 
 
 def _slow_edges(
-    config: DetectionConfig, slowness: Slowness | None, rows: IntColumn | None, history: npt.NDArray[np.int32]
+    config: DetectionConfig,
+    slowness: Slowness | None,
+    news: Mask | None,
+    rows: IntColumn | None,
+    history: npt.NDArray[np.int32],
 ) -> dict[int, Evidence] | None:
     """Return the evidence of edges whose calls have become slow, by their place among ``rows``."""
-    if slowness is None:
+    if slowness is None or news is None:
         return None
-    departs = slowness.departs(config.slow_call_doubt)
+    departs = slowness.departs(config.slow_call_doubt) & news[:, SLOW]
     places = np.flatnonzero(departs if rows is None else departs[rows]).tolist()
     numbers = {place: place if rows is None else int(rows[place]) for place in places}
     return {place: slowness.evidence(row, int(history[row, P95])) for place, row in numbers.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.drift.persistence import PERSISTENCE_COLUMNS
 from models.drift.slowness import SLOW_COLUMNS
 from models.graph.admission import is_overflow
 from models.graph.lane import IntColumn, LaneState
@@ -37,6 +38,7 @@ EDGE_BEGUN_ANEW = (
     "expected_back",
     "unrest",
     *SLOW_COLUMNS,
+    *PERSISTENCE_COLUMNS,
     *(name for name in RUN_COLUMNS if name not in EDGE_MERGE),
 )
 EDGE_KEPT = ("tenant", "src", "dst", "port", "protocol", "mean", "spread", *TREND_COLUMNS)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.drift.persistence import PERSISTENCE_COLUMNS
 from models.drift.slowness import SLOW_COLUMNS
 from models.graph.unsettled import Unsettled
 from schemas.ids import is_external
@@ -78,6 +79,7 @@ EDGE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "trend_excess": (np.float32, 0, len(SIGNALS)),
     "unrest": (np.float32, 1, len(SIGNALS)),  # mean square of its scores (models/drift/baseline.py)
     **SLOW_COLUMNS,
+    **PERSISTENCE_COLUMNS,
     **RUN_COLUMNS,
 }
 SERVICE_COLUMNS: dict[str, tuple[type, int, int]] = {
@@ -101,6 +103,7 @@ COLUMNS_SINCE_4 = frozenset(
         "expected_back",
         "unrest",
         *SLOW_COLUMNS,
+        *PERSISTENCE_COLUMNS,
         *TREND_COLUMNS,
         *RUN_COLUMNS,
         *HABIT_COLUMNS,

@@ -34,3 +34,11 @@ def limits_of(
         of_value = np.array([limit(config, value) for value in values.tolist()], dtype=np.float64)
         limits[slice(None) if rows is None else rows] = of_value[codes]
     return limits
+
+
+def of_each(lane: LaneState, tenants: IntColumn, name: str) -> FloatColumn:
+    """Return a threshold as it is in force for each of ``tenants`` (numbers). Shape ``(N,)``."""
+    values = np.empty(len(tenants))
+    for config, rows in by_config(lane, tenants):
+        values[slice(None) if rows is None else rows] = getattr(config, name)
+    return values

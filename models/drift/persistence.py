@@ -1,0 +1,140 @@
+"""Whether a departure is news for its edge: rare by what the edge itself did before, or lasting. Pure, vectorised.
+
+What departs at random all day on one edge never does on another, and a departure that no single window can tell from
+chance is none any more once it lasts. So each edge's windows are counted by how far they departed, and a departure
+speaks by how rare one so large is here:
+
+- Tails are products of ratios: how many of the windows that reached one level also reached the next, twice as high
+  (the product-limit idea of Kaplan & Meier 1958). Before any was seen one in four does, as in the heaviest tail that
+  has a spread at all. Windows are forgotten in about ``MEMORY``; a departure that was told and goes on is not counted.
+- The log-likelihood ratio for "nearly all windows depart" gathers over windows and does not fall below zero (CUSUM:
+  Page 1954; for shares Reynolds & Stoumbos 1999). So one window far beyond all that the edge ever did speaks at once,
+  and what it often does speaks when it goes on.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatColumn = npt.NDArray[np.float64]
+IntColumn = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+DIRECTIONS = 7
+"""Ways in which an edge can depart: each signal upwards, calls downwards, slow calls."""
+FEWER, SLOW = 5, 6
+"""The directions after the signals upwards."""
+_LEVELS = 6
+"""Levels of a departure: from a quarter of the threshold on, each twice the one before."""
+_LOWEST = 0.25
+_AT_ONCE = 3
+"""Level of the threshold itself."""
+PERSISTENCE_COLUMNS: dict[str, tuple[type, int, int]] = {
+    # windows judged, and those of them that reached each level, by direction, fading window by window:
+    "departed": (np.float32, 0, DIRECTIONS * (_LEVELS + 1)),
+    "departing": (np.float32, 0, DIRECTIONS),  # log-likelihood ratio for "it departs from now on"
+}
+"""What is remembered of an edge, as models/graph/registry.py declares columns."""
+MEMORY = 10_080
+"""Windows after which what an edge did is forgotten: a week of minutes."""
+_LASTING = 0.9
+"""Share of windows that depart under the alternative."""
+_SHARE, _SHARE_WINDOWS = 0.001, 50.0
+"""Share of windows that depart, and of how many, that is believed before any was seen."""
+_NEXT, _NEXT_WINDOWS = np.array([0.25] * SLOW + [0.1]), 8.0
+"""Share of them that also reach the next level, alike; doubts are logarithms already, and fall faster."""
+_FADING = 0.7
+"""What is left of the doubt after each window without calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Departures:
+    """How edges departed in one window, and whether that is news.
+
+    Shapes:
+        all ``(E, DIRECTIONS)``. level: highest level reached, 0 for none. judged: the window says something. doubt:
+        after it.
+    """
+
+    level: IntColumn
+    judged: Mask
+    doubt: FloatColumn
+
+    def news(self, doubt: FloatColumn) -> Mask:
+        """Say which departures are news, ``(E, DIRECTIONS)``; of a doubt of 0, ``(E, 1)``, windows by themselves."""
+        least = np.where(doubt > 0, 1, _AT_ONCE)
+        mask: Mask = self.judged & (self.level >= least) & (self.doubt >= doubt)
+        return mask
+
+
+def level_of(score: FloatColumn, threshold: float | FloatColumn) -> IntColumn:
+    """Return the highest level that scores reach, 0 for none."""
+    steps = np.log2(np.maximum(score, 1e-9) / (np.maximum(threshold, 1e-9) * _LOWEST))
+    level: IntColumn = np.clip(np.floor(steps) + 1, 0, _LEVELS).astype(np.int64)
+    return level
+
+
+def judge(
+    departed: FloatColumn, departing: FloatColumn, level: IntColumn, judged: Mask, silent: IntColumn, most_doubt: FloatColumn
+) -> Departures:
+    """Hold a window's departures against what edges did before.
+
+    Shapes:
+        departed: ``(E, DIRECTIONS * (_LEVELS + 1))``; departing, level, judged: ``(E, DIRECTIONS)``; before this window.
+        silent: ``(E,)``, windows since the last one with traffic. most_doubt: more of it only takes longer to fade.
+    """
+    tail = _tails(departed.reshape(len(departed), DIRECTIONS, _LEVELS + 1), _NEXT)
+    rare = np.take_along_axis(tail, np.maximum(level, 1)[:, :, None], axis=2)[:, :, 0]
+    speaks = np.log(_LASTING / np.minimum(rare, _LASTING))
+    against = np.log((1 - _LASTING) / (1 - np.minimum(tail[:, :, 1], _LASTING)))
+    # Whatever the history: what is below the threshold does not speak alone.
+    speaks = np.minimum(speaks, most_doubt * np.exp2(np.minimum(level - _AT_ONCE, 0)))
+    gain = np.where(judged, np.where(level > 0, speaks, against), 0.0)
+    left = departing * np.exp(math.log(_FADING) * np.clip(silent - 1, 0, 100))[:, None]
+    doubt: FloatColumn = np.round(np.minimum(np.maximum(left + gain, 0.0), most_doubt), 4)
+    return Departures(level, judged, doubt)
+
+
+def silent_windows(
+    departed: FloatColumn, departing: FloatColumn, score: FloatColumn, threshold: FloatColumn, doubt: FloatColumn
+) -> IntColumn:
+    """Return after how many windows without a call an edge's silence is news, at least 1.
+
+    Shapes:
+        as of ``judge``; score: ``(E,)``, how far no call at all lies below the usual, threshold, doubt: ``(E,)``.
+    """
+    level = level_of(score, threshold)
+    counts = departed.reshape(len(departed), DIRECTIONS, _LEVELS + 1)[:, [FEWER]]
+    rare = np.take_along_axis(_tails(counts, _NEXT[[FEWER]])[:, 0], np.maximum(level, 1)[:, None], axis=1)[:, 0]
+    speaks = np.log(_LASTING / np.minimum(rare, _LASTING / 2))
+    speaks = np.minimum(speaks, doubt * np.exp2(np.minimum(level - _AT_ONCE, 0)))
+    windows: IntColumn = np.ceil(np.round((doubt - departing[:, FEWER]) / np.maximum(speaks, 1e-9), 6)).astype(np.int64)
+    return np.maximum(windows, 1)
+
+
+def _tails(counts: FloatColumn, following: FloatColumn) -> FloatColumn:
+    """Return which share of an edge's windows reaches each level, ``(E, D, _LEVELS + 1)``; following: ``(D,)``."""
+    ratio = np.ones(counts.shape)
+    ratio[:, :, 1] = (counts[:, :, 1] + _SHARE * _SHARE_WINDOWS) / (counts[:, :, 0] + _SHARE_WINDOWS)
+    usual = following[:, None] * _NEXT_WINDOWS
+    ratio[:, :, 2:] = (counts[:, :, 2:] + usual) / (counts[:, :, 1:-1] + _NEXT_WINDOWS)
+    tails: FloatColumn = np.cumprod(ratio, axis=2)
+    return tails
+
+
+def learn(departed: FloatColumn, seen: Departures, teaches: Mask) -> FloatColumn:
+    """Return the counts after a window; ``teaches``, ``(E, DIRECTIONS)``: where it is one of the usual ones."""
+    counts = departed.reshape(len(departed), DIRECTIONS, _LEVELS + 1)
+    reached = seen.level[:, :, None] >= np.arange(_LEVELS + 1)
+    after = np.where((seen.judged & teaches)[:, :, None], counts * (1 - 1 / MEMORY) + reached, counts)
+    return after.reshape(departed.shape)
+
+
+def learn_silence(departed: FloatColumn, level: IntColumn, windows: IntColumn) -> FloatColumn:
+    """Return the counts after ``windows`` without a call, ``(E,)``; ``level``, ``(E,)``: that of no call at all."""
+    counts = departed.reshape(len(departed), DIRECTIONS, _LEVELS + 1).copy()
+    reached = level[:, None] >= np.arange(_LEVELS + 1)
+    counts[:, FEWER] = counts[:, FEWER] * (1 - 1 / MEMORY) ** windows[:, None] + reached * windows[:, None]
+    return counts.reshape(departed.shape)
