@@ -46,7 +46,9 @@ PARTS: dict[str, Part] = {
     "latency": Part("slower than usual", kinds=frozenset({DriftKind.LATENCY_INCREASE})),
     "slow drift": Part("what creeps", detectors=frozenset({"page-hinkley"})),
     "recurrence": Part("what comes back at its hour", thresholds={"recurring_after": 0}),
-    "score": Part("the robust z-score: a minimum effect alone is enough", thresholds={"z_threshold": 0.0, "departure_doubt": 0.0}),
+    "score": Part(
+        "the robust z-score: a minimum effect alone is enough", thresholds={"z_threshold": 0.0, "departure_doubt": 0.0}
+    ),
     "rarity": Part(
         "how rare a departure is for its edge, and whether it lasts: each window by itself",
         thresholds={"departure_doubt": 0.0},

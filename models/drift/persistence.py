@@ -41,9 +41,9 @@ MEMORY = 10_080
 """Windows after which what an edge did is forgotten: a week of minutes."""
 _LASTING = 0.9
 """Share of windows that depart under the alternative."""
-_SHARE, _SHARE_WINDOWS = 0.001, 50.0
-"""Share of windows that depart, and of how many, that is believed before any was seen."""
-_NEXT, _NEXT_WINDOWS = np.array([0.25] * SLOW + [0.1]), 8.0
+_SHARE_WINDOWS = 200.0
+"""Of how many windows a share that depart is believed before any did: that by which one at the threshold is news."""
+_NEXT, _NEXT_WINDOWS = np.array([0.25] * SLOW + [0.1]), 16.0
 """Share of them that also reach the next level, alike; doubts are logarithms already, and fall faster."""
 _FADING = 0.7
 """What is left of the doubt after each window without calls."""
@@ -77,7 +77,12 @@ def level_of(score: FloatColumn, threshold: float | FloatColumn) -> IntColumn:
 
 
 def judge(
-    departed: FloatColumn, departing: FloatColumn, level: IntColumn, judged: Mask, silent: IntColumn, most_doubt: FloatColumn
+    departed: FloatColumn,
+    departing: FloatColumn,
+    level: IntColumn,
+    judged: Mask,
+    silent: IntColumn,
+    most_doubt: FloatColumn,
 ) -> Departures:
     """Hold a window's departures against what edges did before.
 
@@ -85,7 +90,7 @@ def judge(
         departed: ``(E, DIRECTIONS * (_LEVELS + 1))``; departing, level, judged: ``(E, DIRECTIONS)``; before this window.
         silent: ``(E,)``, windows since the last one with traffic. most_doubt: more of it only takes longer to fade.
     """
-    tail = _tails(departed.reshape(len(departed), DIRECTIONS, _LEVELS + 1), _NEXT)
+    tail = _tails(departed.reshape(len(departed), DIRECTIONS, _LEVELS + 1), _NEXT, most_doubt)
     rare = np.take_along_axis(tail, np.maximum(level, 1)[:, :, None], axis=2)[:, :, 0]
     speaks = np.log(_LASTING / np.minimum(rare, _LASTING))
     against = np.log((1 - _LASTING) / (1 - np.minimum(tail[:, :, 1], _LASTING)))
@@ -93,7 +98,7 @@ def judge(
     speaks = np.minimum(speaks, most_doubt * np.exp2(np.minimum(level - _AT_ONCE, 0)))
     gain = np.where(judged, np.where(level > 0, speaks, against), 0.0)
     left = departing * np.exp(math.log(_FADING) * np.clip(silent - 1, 0, 100))[:, None]
-    doubt: FloatColumn = np.round(np.minimum(np.maximum(left + gain, 0.0), most_doubt), 4)
+    doubt: FloatColumn = np.minimum(np.round(np.maximum(left + gain, 0.0), 4), most_doubt)
     return Departures(level, judged, doubt)
 
 
@@ -107,17 +112,22 @@ def silent_windows(
     """
     level = level_of(score, threshold)
     counts = departed.reshape(len(departed), DIRECTIONS, _LEVELS + 1)[:, [FEWER]]
-    rare = np.take_along_axis(_tails(counts, _NEXT[[FEWER]])[:, 0], np.maximum(level, 1)[:, None], axis=1)[:, 0]
+    rare = np.take_along_axis(_tails(counts, _NEXT[[FEWER]], doubt[:, None])[:, 0], np.maximum(level, 1)[:, None], axis=1)[:, 0]
     speaks = np.log(_LASTING / np.minimum(rare, _LASTING / 2))
     speaks = np.minimum(speaks, doubt * np.exp2(np.minimum(level - _AT_ONCE, 0)))
     windows: IntColumn = np.ceil(np.round((doubt - departing[:, FEWER]) / np.maximum(speaks, 1e-9), 6)).astype(np.int64)
     return np.maximum(windows, 1)
 
 
-def _tails(counts: FloatColumn, following: FloatColumn) -> FloatColumn:
-    """Return which share of an edge's windows reaches each level, ``(E, D, _LEVELS + 1)``; following: ``(D,)``."""
+def _tails(counts: FloatColumn, following: FloatColumn, doubt: FloatColumn) -> FloatColumn:
+    """Return which share of an edge's windows reaches each level.
+
+    Shapes:
+        counts, returns: ``(E, D, _LEVELS + 1)``. following: ``(D,)``, of ``_NEXT``. doubt: ``(E, 1)``.
+    """
     ratio = np.ones(counts.shape)
-    ratio[:, :, 1] = (counts[:, :, 1] + _SHARE * _SHARE_WINDOWS) / (counts[:, :, 0] + _SHARE_WINDOWS)
+    first = np.minimum(_LASTING * np.exp(-doubt) / following ** (_AT_ONCE - 1), _LASTING)
+    ratio[:, :, 1] = (counts[:, :, 1] + first * _SHARE_WINDOWS) / (counts[:, :, 0] + _SHARE_WINDOWS)
     usual = following[:, None] * _NEXT_WINDOWS
     ratio[:, :, 2:] = (counts[:, :, 2:] + usual) / (counts[:, :, 1:-1] + _NEXT_WINDOWS)
     tails: FloatColumn = np.cumprod(ratio, axis=2)
