@@ -39,8 +39,8 @@ class DetectionConfig(msgspec.Struct, frozen=True):
         policy_min_calls: calls of two services that a rule denies in a window before that is told; 0: never.
         slow_call_doubt: log-likelihood ratio from which an edge's calls have become slow, few as they may be (min_calls
             does not matter there); larger is quieter.
-        departure_doubt: log-likelihood ratio from which a departure of an edge's calls, bytes, errors or latency is news:
-            rare for this edge, or lasting; larger is quieter, and later. 0: each window by itself, from z_threshold on.
+        departure_doubt: log-likelihood ratio from which a departure of an edge's calls, bytes, errors or latency is
+            news: rare for this edge, or lasting; larger is quieter, and later. 0: each window by itself.
         close_after_windows: windows without new evidence after which a finding closes.
         update_every_windows: a finding that goes on is updated at most this often, unless its severity rises.
         outside_prefix_v4, outside_prefix_v6: bits of an address of the internet that its name keeps (docs/inventory.md
@@ -85,7 +85,7 @@ class DetectionConfig(msgspec.Struct, frozen=True):
     crossing_min_calls: int = 1
     policy_min_calls: int = 1
     slow_call_doubt: float = 8.0
-    departure_doubt: float = 10.0
+    departure_doubt: float = 9.0
     close_after_windows: int = 5
     update_every_windows: int = 15
     outside_prefix_v4: int = 16

@@ -18,10 +18,6 @@ SLOWEST_RATE = 0.03
 """Weight of a new window once history is long: about 33 windows of memory."""
 WARM_UP = 5
 """Windows before clipping starts; until then everything is believed."""
-MOST_UNREST = 6.0
-"""A fault does not pass for unrest at once; scores that are large in one window of thirty do."""
-UNREST_RATE = 0.01
-"""Weight of a new window in it: what comes once in an hour is remembered until it comes again."""
 _MEDIAN_ERROR, _P95_SIGMAS = 1.2533, 1.645  # of a normal distribution
 MEAN_ABS_TO_SIGMA = 1.2533  # sigma of a normal distribution over its mean absolute deviation
 
@@ -94,29 +90,6 @@ def sized(scores: FloatColumn, mean: FloatColumn, spread: FloatColumn, timed: In
     result = scores.copy()
     result[:, P50] /= np.sqrt(1 + (error / np.maximum(spread[:, P50], SPREAD_FLOOR[P50])) ** 2)
     return result
-
-
-def calmed(scores: FloatColumn, unrest: FloatColumn) -> FloatColumn:
-    """Return scores in terms of what an edge's own scores usually are, where those are larger than they should be.
-
-    Residuals are standardised twice: where a normal distribution does not hold, ordinary windows have large scores.
-
-    Shapes:
-        all ``(E, len(SIGNALS))``. unrest: mean square of past scores, 1 where the baseline fits.
-    """
-    return np.round(scores / np.sqrt(np.maximum(unrest, 1.0)), 6)
-
-
-def unrest_after(scores: FloatColumn, unrest: FloatColumn, history: npt.NDArray[np.int32]) -> FloatColumn:
-    """Return the mean square of scores after one more window: a score counts as ``MOST_UNREST`` usual ones at most.
-
-    Shapes:
-        all ``(E, len(SIGNALS))``; scores NaN where unknown, and not as ``calmed`` returns them.
-    """
-    square = np.minimum(scores * scores, MOST_UNREST**2 * np.maximum(unrest, 1.0))
-    rate = np.maximum(1.0 / (history + 1.0), UNREST_RATE)
-    learned = np.where(np.isnan(square) | (history < WARM_UP), unrest, unrest + rate * (square - unrest))
-    return np.where(history == 0, 1.0, learned)
 
 
 def learn(

@@ -41,7 +41,7 @@ MEMORY = 10_080
 """Windows after which what an edge did is forgotten: a week of minutes."""
 _LASTING = 0.9
 """Share of windows that depart under the alternative."""
-_SHARE_WINDOWS = 200.0
+_SHARE_WINDOWS = 50.0
 """Of how many windows a share that depart is believed before any did: that by which one at the threshold is news."""
 _NEXT, _NEXT_WINDOWS = np.array([0.25] * SLOW + [0.1]), 16.0
 """Share of them that also reach the next level, alike; doubts are logarithms already, and fall faster."""
@@ -87,8 +87,9 @@ def judge(
     """Hold a window's departures against what edges did before.
 
     Shapes:
-        departed: ``(E, DIRECTIONS * (_LEVELS + 1))``; departing, level, judged: ``(E, DIRECTIONS)``; before this window.
-        silent: ``(E,)``, windows since the last one with traffic. most_doubt: more of it only takes longer to fade.
+        departed, departing: ``PERSISTENCE_COLUMNS`` before this window. level, judged: ``(E, DIRECTIONS)``. silent:
+        ``(E,)``, windows since the last one with traffic. most_doubt: ``(E, 1)``, that from which it is news; more of
+        it would only take longer to fade.
     """
     tail = _tails(departed.reshape(len(departed), DIRECTIONS, _LEVELS + 1), _NEXT, most_doubt)
     rare = np.take_along_axis(tail, np.maximum(level, 1)[:, :, None], axis=2)[:, :, 0]
@@ -112,7 +113,8 @@ def silent_windows(
     """
     level = level_of(score, threshold)
     counts = departed.reshape(len(departed), DIRECTIONS, _LEVELS + 1)[:, [FEWER]]
-    rare = np.take_along_axis(_tails(counts, _NEXT[[FEWER]], doubt[:, None])[:, 0], np.maximum(level, 1)[:, None], axis=1)[:, 0]
+    tail = _tails(counts, _NEXT[[FEWER]], doubt[:, None])[:, 0]
+    rare = np.take_along_axis(tail, np.maximum(level, 1)[:, None], axis=1)[:, 0]
     speaks = np.log(_LASTING / np.minimum(rare, _LASTING / 2))
     speaks = np.minimum(speaks, doubt * np.exp2(np.minimum(level - _AT_ONCE, 0)))
     windows: IntColumn = np.ceil(np.round((doubt - departing[:, FEWER]) / np.maximum(speaks, 1e-9), 6)).astype(np.int64)
@@ -134,10 +136,16 @@ def _tails(counts: FloatColumn, following: FloatColumn, doubt: FloatColumn) -> F
     return tails
 
 
-def learn(departed: FloatColumn, seen: Departures, teaches: Mask) -> FloatColumn:
-    """Return the counts after a window; ``teaches``, ``(E, DIRECTIONS)``: where it is one of the usual ones."""
+def learn(departed: FloatColumn, seen: Departures, told: Mask, teaches: Mask) -> FloatColumn:
+    """Return the counts after a window.
+
+    Shapes:
+        told: ``(E, DIRECTIONS)``, what was news: it teaches that the edge departs, not how far. teaches: alike, where
+        the window counts at all.
+    """
     counts = departed.reshape(len(departed), DIRECTIONS, _LEVELS + 1)
-    reached = seen.level[:, :, None] >= np.arange(_LEVELS + 1)
+    level = np.where(told, np.minimum(seen.level, _AT_ONCE), seen.level)
+    reached = level[:, :, None] >= np.arange(_LEVELS + 1)
     after = np.where((seen.judged & teaches)[:, :, None], counts * (1 - 1 / MEMORY) + reached, counts)
     return after.reshape(departed.shape)
 

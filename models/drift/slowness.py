@@ -78,8 +78,8 @@ class Slowness:
 
     def take(self, rows: IntColumn) -> "Slowness":
         """Return some of the edges."""
-        columns = (self.slow, self.calls, self.usual, self.doubt, self.gain, self.judged)
-        return Slowness(*(column[rows] for column in columns))
+        columns = (self.slow[rows], self.calls[rows], self.usual[rows], self.doubt[rows], self.gain[rows])
+        return Slowness(*columns, self.judged[rows])
 
     def evidence(self, row: int, history: int) -> Evidence:
         """State one edge's share of slow calls; ``history``: windows that its limit rests on."""

@@ -99,7 +99,7 @@ def judge_signals(
         return found
 
     held = np.zeros(values.shape, dtype=bool)
-    going_on = np.zeros((len(values), DIRECTIONS), dtype=bool)
+    told, going_on = (np.zeros((len(values), DIRECTIONS), dtype=bool) for _ in range(2))
     if lane.logic >= PRODUCERS_OWN:
         long_mean, creeping = follow_trends(lane, present, signals, teaching if whole else None)
         signals = replace(signals, trend=long_mean, creeping=creeping)
@@ -132,6 +132,7 @@ def judge_signals(
                 departing = statistical.signals_departing(detection)
                 if teaches_nothing(lane, int(edge["tenant"][number]), index, detection, int(history[at].max())):
                     held[at, departing] = True
+                    told[at, statistical.directions_of(detection)] = True
                     if goes_on(lane, int(edge["tenant"][number]), index, detection):
                         going_on[at, statistical.directions_of(detection)] = True
             if detection.kind is DriftKind.RATE_DROP:
@@ -142,7 +143,7 @@ def judge_signals(
         if slowness is not None:
             learn_slowness(lane, present, slowness, shows)
             # What an edge does now and then is its way, a departure that goes on is not: else it would hide itself.
-            learn_persistence(lane, present, departures, shows[:, None] & ~going_on)
+            learn_persistence(lane, present, departures, told, shows[:, None] & ~going_on)
         if not shows.all():
             present, values, mean, spread, history = (c[shows] for c in (present, values, mean, spread, history))
         edge["mean"][present], edge["spread"][present], edge["history"][present] = baseline.learn(

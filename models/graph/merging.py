@@ -36,7 +36,6 @@ EDGE_MERGE: dict[str, Callable[[npt.NDArray[Any]], Any]] = {
 EDGE_RELEARNED = ("windows_seen", "dropped", "history")
 EDGE_BEGUN_ANEW = (
     "expected_back",
-    "unrest",
     *SLOW_COLUMNS,
     *PERSISTENCE_COLUMNS,
     *(name for name in RUN_COLUMNS if name not in EDGE_MERGE),

@@ -41,10 +41,10 @@ def judge_persistence(
     return seen, seen.news(most)
 
 
-def learn_persistence(lane: LaneState, present: IntColumn, seen: Departures, teaches: Mask) -> None:
-    """Count a window among those of its edges, ``(P, DIRECTIONS)``, where it ``teaches``."""
+def learn_persistence(lane: LaneState, present: IntColumn, seen: Departures, told: Mask, teaches: Mask) -> None:
+    """Count a window among those of its edges where it ``teaches``; ``told``: what was news. ``(P, DIRECTIONS)``."""
     edge = lane.registry.edge.array
-    edge["departed"][present] = persistence.learn(edge["departed"][present].astype(np.float64), seen, teaches)
+    edge["departed"][present] = persistence.learn(edge["departed"][present].astype(np.float64), seen, told, teaches)
 
 
 def silence_is_news_after(lane: LaneState, numbers: IntColumn) -> IntColumn:
@@ -58,7 +58,7 @@ def silence_is_news_after(lane: LaneState, numbers: IntColumn) -> IntColumn:
 def _score_of_silence(lane: LaneState, numbers: IntColumn) -> FloatColumn:
     edge = lane.registry.edge.array
     mean, spread = (edge[name][numbers] for name in ("mean", "spread"))
-    none = np.zeros(len(numbers))
+    none = np.zeros(len(numbers), dtype=np.int64)
     values = np.where(np.arange(len(SIGNALS)) == CALLS, 0.0, np.nan) + mean * 0
     scores = baseline.scores_of(values, mean, spread, none, edge["scale"][numbers], none)
     score: FloatColumn = -scores[:, CALLS]

@@ -77,7 +77,6 @@ EDGE_COLUMNS: dict[str, tuple[type, int, int]] = {
     "trend_mean": (np.float32, 0, len(SIGNALS)),
     "trend_spread": (np.float32, 0, len(SIGNALS)),
     "trend_excess": (np.float32, 0, len(SIGNALS)),
-    "unrest": (np.float32, 1, len(SIGNALS)),  # mean square of its scores (models/drift/baseline.py)
     **SLOW_COLUMNS,
     **PERSISTENCE_COLUMNS,
     **RUN_COLUMNS,
@@ -101,7 +100,6 @@ COLUMNS_SINCE_4 = frozenset(
         "seen_elsewhere",
         "given",
         "expected_back",
-        "unrest",
         *SLOW_COLUMNS,
         *PERSISTENCE_COLUMNS,
         *TREND_COLUMNS,
