@@ -45,6 +45,8 @@ _SHARE_WINDOWS = 50.0
 """Of how many windows a share that depart is believed before any did: that by which one at the threshold is news."""
 _NEXT, _NEXT_WINDOWS = np.array([0.25] * SLOW + [0.1]), 16.0
 """Share of them that also reach the next level, alike; doubts are logarithms already, and fall faster."""
+_ONCE = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0])
+"""Departures that are no habit yet: calls, bytes and errors depart for causes that return, latency also by chance."""
 _FADING = 0.7
 """What is left of the doubt after each window without calls."""
 
@@ -91,7 +93,7 @@ def judge(
         ``(E,)``, windows since the last one with traffic. most_doubt: ``(E, 1)``, that from which it is news; more of
         it would only take longer to fade.
     """
-    tail = _tails(departed.reshape(len(departed), DIRECTIONS, _LEVELS + 1), _NEXT, most_doubt)
+    tail = _tails(departed.reshape(len(departed), DIRECTIONS, _LEVELS + 1), _NEXT, _ONCE, most_doubt)
     rare = np.take_along_axis(tail, np.maximum(level, 1)[:, :, None], axis=2)[:, :, 0]
     speaks = np.log(_LASTING / np.minimum(rare, _LASTING))
     against = np.log((1 - _LASTING) / (1 - np.minimum(tail[:, :, 1], _LASTING)))
@@ -113,7 +115,7 @@ def silent_windows(
     """
     level = level_of(score, threshold)
     counts = departed.reshape(len(departed), DIRECTIONS, _LEVELS + 1)[:, [FEWER]]
-    tail = _tails(counts, _NEXT[[FEWER]], doubt[:, None])[:, 0]
+    tail = _tails(counts, _NEXT[[FEWER]], _ONCE[[FEWER]], doubt[:, None])[:, 0]
     rare = np.take_along_axis(tail, np.maximum(level, 1)[:, None], axis=1)[:, 0]
     speaks = np.log(_LASTING / np.minimum(rare, _LASTING / 2))
     speaks = np.minimum(speaks, doubt * np.exp2(np.minimum(level - _AT_ONCE, 0)))
@@ -121,18 +123,19 @@ def silent_windows(
     return np.maximum(windows, 1)
 
 
-def _tails(counts: FloatColumn, following: FloatColumn, doubt: FloatColumn) -> FloatColumn:
+def _tails(counts: FloatColumn, following: FloatColumn, once: FloatColumn, doubt: FloatColumn) -> FloatColumn:
     """Return which share of an edge's windows reaches each level.
 
     Shapes:
-        counts, returns: ``(E, D, _LEVELS + 1)``. following: ``(D,)``, of ``_NEXT``. doubt: ``(E, 1)``.
+        counts, returns: ``(E, D, _LEVELS + 1)``. following, once: ``(D,)``, as the constants. doubt: ``(E, 1)``.
     """
+    habit = np.maximum(counts[:, :, 1:] - once[:, None], 0)
     ratio = np.ones(counts.shape)
-    first = np.minimum(_LASTING * np.exp(-doubt) / following ** (_AT_ONCE - 1), _LASTING)
-    ratio[:, :, 1] = (counts[:, :, 1] + first * _SHARE_WINDOWS) / (counts[:, :, 0] + _SHARE_WINDOWS)
-    usual = following[:, None] * _NEXT_WINDOWS
-    ratio[:, :, 2:] = (counts[:, :, 2:] + usual) / (counts[:, :, 1:-1] + _NEXT_WINDOWS)
-    tails: FloatColumn = np.cumprod(ratio, axis=2)
+    first: FloatColumn = np.minimum(_LASTING * np.exp(-doubt) / following ** (_AT_ONCE - 1), _LASTING)
+    ratio[:, :, 1] = (habit[:, :, 0] + first * _SHARE_WINDOWS) / (counts[:, :, 0] + _SHARE_WINDOWS)
+    usual: FloatColumn = following[:, None] * _NEXT_WINDOWS
+    ratio[:, :, 2:] = (habit[:, :, 1:] + usual) / (habit[:, :, :-1] + _NEXT_WINDOWS)
+    tails: FloatColumn = np.cumprod(ratio, axis=2, dtype=np.float64)
     return tails
 
 
@@ -147,7 +150,8 @@ def learn(departed: FloatColumn, seen: Departures, told: Mask, teaches: Mask) ->
     level = np.where(told, np.minimum(seen.level, _AT_ONCE), seen.level)
     reached = level[:, :, None] >= np.arange(_LEVELS + 1)
     after = np.where((seen.judged & teaches)[:, :, None], counts * (1 - 1 / MEMORY) + reached, counts)
-    return after.reshape(departed.shape)
+    learned: FloatColumn = after.reshape(departed.shape)
+    return learned
 
 
 def learn_silence(departed: FloatColumn, level: IntColumn, windows: IntColumn) -> FloatColumn:
