@@ -24,8 +24,8 @@ Mask = npt.NDArray[np.bool_]
 
 DIRECTIONS = 7
 """Ways in which an edge can depart: each signal upwards, calls downwards, slow calls."""
-FEWER, SLOW = 5, 6
-"""The directions after the signals upwards."""
+BYTES, FEWER, SLOW = 1, 5, 6
+"""Directions by number; signals upwards as in models/graph/registry.py, then calls downwards and slow calls."""
 _LEVELS = 6
 """Levels of a departure: from a quarter of the threshold on, each twice the one before."""
 _LOWEST = 0.25
@@ -65,9 +65,13 @@ class Departures:
     doubt: FloatColumn
 
     def news(self, doubt: FloatColumn) -> Mask:
-        """Say which departures are news, ``(E, DIRECTIONS)``; of a doubt of 0, ``(E, 1)``, windows by themselves."""
+        """Say which departures are news, ``(E, DIRECTIONS)``; of a doubt of 0, ``(E, 1)``, windows by themselves.
+
+        Bytes are news at the threshold whatever was before: who takes data out needs one window, and may come back.
+        """
         least = np.where(doubt > 0, 1, _AT_ONCE)
         mask: Mask = self.judged & (self.level >= least) & (self.doubt >= doubt)
+        mask[:, BYTES] |= self.judged[:, BYTES] & (self.level[:, BYTES] >= _AT_ONCE)
         return mask
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from models.drift.persistence import (
+    BYTES,
     DIRECTIONS,
     FEWER,
     PERSISTENCE_COLUMNS,
@@ -115,3 +116,10 @@ def test_silence_is_news_sooner_on_an_edge_that_never_was_silent() -> None:
     assert (after(steady, 8.0), after(steady, 4.0)) == (1, 2)
     assert after(pausing, 8.0) == 3
     assert pausing.departed.reshape(DIRECTIONS, -1)[FEWER, 3] == pytest.approx(40, rel=0.05)
+
+
+def test_bytes_are_news_at_the_threshold_whatever_was_before() -> None:
+    edge, latency = Edge(BYTES).calm(100), Edge().calm(100)
+    assert [edge.window(THRESHOLD if n % 3 == 0 else 0.5) for n in range(30)] == [n % 3 == 0 for n in range(30)]
+    told = [latency.window(THRESHOLD if n % 3 == 0 else 0.5) for n in range(30)]
+    assert told[0] and sum(told) < 10
