@@ -6,6 +6,7 @@ tiny guard process waits for the exclusive lock: the kernel grants it when the l
 
 import fcntl
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,6 +19,8 @@ from typing import IO
 from schemas.errors import ConfigurationError
 
 POLL_S = 0.05
+_LOWEST_PORT = 20_000
+_IANA_DYNAMIC_PORTS = 49_152  # RFC 6335, 6
 _GUARD = """
 import fcntl, os, signal, sys
 users, pid = sys.argv[1], int(sys.argv[2])
@@ -34,10 +37,30 @@ with open(users, "rb") as lock:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port that nobody listens on now."""
-    with socket.socket() as probe:
+    """Return a TCP port that nobody uses now.
+
+    It lies below the ports that the kernel lends to outgoing connections: a server that is down for a moment finds its
+    port free when it comes back, whatever connections the machine made meanwhile.
+    """
+    candidates = range(_LOWEST_PORT, _lowest_port_of_connections())
+    for port in random.SystemRandom().sample(candidates, min(len(candidates), 200)):
+        with socket.socket() as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
+    with socket.socket() as probe:  # a kernel that lends nearly every port
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def _lowest_port_of_connections() -> int:
+    """Return the first port the kernel may give to a connection that names none (ip(7), ip_local_port_range)."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        return _IANA_DYNAMIC_PORTS  # no Linux
 
 
 def require_free_port(host: str, port: int, setting: str) -> None:

