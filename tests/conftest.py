@@ -128,13 +128,19 @@ def settings_for(unique_name: str, tmp_path: Path) -> Callable[..., Settings]:
 
 
 def pytest_configure() -> None:
-    """Keep aiokafka's own lines out of what is captured.
+    """Take out of the environment what would change what tests see, and aiokafka's own lines out of what is captured.
+
+    Servers of tests are on loopback: no proxy is asked for them. Output is that of no terminal, of the usual width.
 
     While a broker is away on purpose it logs hundreds of failed connections a second; in a CI log that is cut at some
     length they stand where the assertion should. What must not be missed, our own code logs. A test that reads these
     lines sets the level itself.
     """
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
+        os.environ.pop(name, None)
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1,localhost")))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:

@@ -19,7 +19,7 @@ from typing import IO
 from schemas.errors import ConfigurationError
 
 POLL_S = 0.05
-_LOWEST_PORT = 20_000
+_LOWEST_PORT = 10_000
 _IANA_DYNAMIC_PORTS = 49_152  # RFC 6335, 6
 _GUARD = """
 import fcntl, os, signal, sys

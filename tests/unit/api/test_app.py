@@ -280,13 +280,14 @@ class FakeClient:
     """A client whose queries wait until they are let go."""
 
     def __init__(self) -> None:
-        self.go = threading.Event()
+        self.asked, self.go = threading.Event(), threading.Event()
         self.running = 0
         self.is_closed = False
 
     def query(self, sql: str, parameters: dict[str, Any]) -> FakeResult:
         assert self.running == 0, "one query at a time"
         self.running += 1
+        self.asked.set()
         self.go.wait(60)
         self.running -= 1
         return FakeResult()
@@ -296,26 +297,29 @@ class FakeClient:
 
 
 async def test_busy_pool_is_503_and_a_dropped_request_gives_its_client_back() -> None:
+    only = FakeClient()
     made: list[FakeClient] = []
 
     def factory() -> Any:
-        made.append(FakeClient())
-        return made[-1]
+        made.append(only)
+        return only
 
     pool = ReaderPool(factory, timeout_s=1, size=1)
     first = asyncio.create_task(pool.query("SELECT 1", {}))
-    await asyncio.sleep(0)  # lets the first query take the only client
+    await asyncio.to_thread(only.asked.wait, 60)
     with pytest.raises(Problem) as raised:
         await pool.query("SELECT 2", {})
     assert (raised.value.status, raised.value.name) == (503, "store-unavailable")
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    made[0].go.set()
-    assert await pool.query("SELECT 3", {}) is not None
+    pool._timeout_s = 60  # on a busy machine the client may be back later than in a second
+    third = asyncio.create_task(pool.query("SELECT 3", {}))
+    only.go.set()
+    assert await third is not None
     await pool.close()
-    assert len(made) == 1
-    assert made[0].is_closed
+    assert made == [only]
+    assert only.is_closed
 
 
 async def test_store_that_comes_up_later_is_used_without_a_restart() -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -92,22 +94,54 @@ async def serve(settings: ApiSettings) -> tuple[uvicorn.Server, asyncio.Task[Non
     return server, task, int(listener.getsockname()[1])
 
 
-async def test_who_sends_headers_for_ever_is_cut_off_and_others_are_served() -> None:
-    settings = ApiSettings(limits=LimitSettings(header_timeout_s=0.2))
-    server, task, port = await serve(settings)
+HEADER_TIMEOUT_S = 12_345.0
+"""No other timer of the server is as long: by this the deadlines of headers are known."""
+
+
+class HeaderDeadlines:
+    """The deadlines of headers of the running loop: they are over when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.timers: list[tuple[asyncio.TimerHandle, Callable[[], object]]] = []
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+
+        def noted(delay: float, callback: Callable[..., object], *arguments: Any, **context: Any) -> Any:
+            timer = call_later(delay, callback, *arguments, **context)
+            if delay == HEADER_TIMEOUT_S:
+                self.timers.append((timer, callback))
+            return timer
+
+        monkeypatch.setattr(loop, "call_later", noted)
+
+    def are_over(self) -> None:
+        for timer, callback in self.timers:
+            if not timer.cancelled():
+                timer.cancel()
+                callback()
+
+
+async def test_who_sends_headers_for_ever_is_cut_off_and_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    deadlines = HeaderDeadlines(monkeypatch)
+    server, task, port = await serve(ApiSettings(limits=LimitSettings(header_timeout_s=HEADER_TIMEOUT_S)))
     try:
-        slow_reader, slow = await asyncio.open_connection("127.0.0.1", port)
-        slow.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
-        silent_reader, silent = await asyncio.open_connection("127.0.0.1", port)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for _ in range(2):  # on one connection
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 200") and b"server:" not in head.lower()
-            await reader.readexactly(4)
-        assert await slow_reader.read() == b"" and await silent_reader.read() == b""
-        for one in (slow, silent, writer):
-            one.close()
+        async with asyncio.timeout(60):
+            slow_reader, slow = await asyncio.open_connection("127.0.0.1", port)
+            slow.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
+            silent_reader, silent = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for number in range(3):  # on one connection
+                if number == 2:
+                    while len(deadlines.timers) < 4:  # of each connection, and of the second request
+                        await asyncio.sleep(0.01)
+                    deadlines.are_over()
+                writer.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200") and b"server:" not in head.lower()
+                await reader.readexactly(4)
+            assert await slow_reader.read() == b"" and await silent_reader.read() == b""
+            for one in (slow, silent, writer):
+                one.close()
     finally:
         server.should_exit = True
         await task

@@ -89,6 +89,7 @@ def stream_of(hub: Hub, subscription: Subscription, held: Any, store: Any) -> Li
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_module, "HEARTBEAT_S", 0.0)
     monkeypatch.setattr(stream_module, "POLL_S", 0.0)
+    monkeypatch.setattr(stream_module, "STORED_WITHIN_S", 3_600.0)  # what is to be too late, a test says itself
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

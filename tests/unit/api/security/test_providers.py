@@ -59,6 +59,13 @@ class Idp:
         self._thread.join()
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a busy machine all the time it needs: what is to be over, a test says itself."""
+    for name in ("FETCH_TIMEOUT_S", "AWAY_S", "COOL_DOWN_S"):
+        monkeypatch.setattr(providers, name, 600)
+
+
 @pytest.fixture
 def idp() -> Iterator[Idp]:
     idp = Idp()
