@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import cast
 
 import msgspec
 
@@ -65,28 +64,24 @@ async def causes_of_range(
         Problem: 404 if no closed window lies in the range.
     """
     chosen = await _choose_windows(repository, tenant, lane, since_ms, until_ms, baseline_windows)
-    lanes, notes = [chosen.own_lane], list(chosen.notes)
-    if (symptom is not None or not lane) and not chosen.lane.startswith(REPLAY_PREFIX):
-        others, left_out = await _lanes_beside(repository, tenant, chosen)
-        lanes, notes = lanes + others, notes + left_out
-    names = [one.lane for one in lanes]
-    wanted = EventFilter(
-        since_ms=chosen.since_ms, until_ms=chosen.until_ms + 1, lane=names[0] if len(names) == 1 else ""
-    )
+    is_completed = (symptom is not None or not lane) and not chosen.lane.startswith(REPLAY_PREFIX)
     # Closed windows stay as they are: the same ones, with the same events, have the same causes.
-    question = (tenant, chosen, tuple(lanes), limit, symptom and symptom.event_id)
-    kept = repository.kept
-    if kept.get(question) is not None:
-        events = await repository.events(tenant, wanted, MAX_EVENTS)
-        known_events, known = kept.get(question) or ((), None)
-        if known is not None and known_events == tuple(event.event_id for event in events):
-            return cast(RankedRange, known)
-        parts = await _edges_of(repository, tenant, lanes, chosen)
-    else:
-        parts, events = await asyncio.gather(
-            _edges_of(repository, tenant, lanes, chosen), repository.events(tenant, wanted, MAX_EVENTS)
-        )
+    question = (tenant, chosen, is_completed, limit, symptom and symptom.event_id)
+    known: _Known | None = repository.kept.get(question)
+    # What the range's own lane holds is read while nobody knows yet whether there are others: mostly there are none.
+    (others, left_out), events, parts = await asyncio.gather(
+        _lanes_beside(repository, tenant, chosen, is_completed),
+        repository.events(tenant, _events_wanted(chosen, chosen.lane), MAX_EVENTS),
+        _edges_of(repository, tenant, [chosen.own_lane] if known is None else [], chosen),
+    )
+    if others:
+        events = await repository.events(tenant, _events_wanted(chosen, ""), MAX_EVENTS)
+    lanes = [chosen.own_lane, *others]
     event_ids = tuple(event.event_id for event in events)
+    if known is not None and (known.lanes, known.left_out, known.event_ids) == (lanes, left_out, event_ids):
+        return known.ranked
+    parts += await _edges_of(repository, tenant, lanes[len(parts) :], chosen)
+    names = [one.lane for one in lanes]
     events = one_lane_a_subject(events, names)
 
     def rank() -> RcaReport:
@@ -94,7 +89,7 @@ async def causes_of_range(
         return rank_causes(current, baseline, events, limit, symptom)
 
     report = await asyncio.to_thread(rank)
-    report = msgspec.structs.replace(report, notes=(*report.notes, *notes))
+    report = msgspec.structs.replace(report, notes=(*report.notes, *chosen.notes, *left_out))
     ranked = RankedRange(
         report,
         chosen.lane,
@@ -106,8 +101,22 @@ async def causes_of_range(
         len(events),
         tuple(sorted(names)),
     )
-    kept.put(question, (event_ids, ranked))
+    repository.kept.put(question, _Known(lanes, left_out, event_ids, ranked))
     return ranked
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """An answer, and what else than its closed windows it rests on: the lanes, and the events."""
+
+    lanes: list[LaneRow]
+    left_out: list[str]
+    event_ids: tuple[str, ...]
+    ranked: RankedRange
+
+
+def _events_wanted(chosen: "_Chosen", lane: str) -> EventFilter:
+    return EventFilter(since_ms=chosen.since_ms, until_ms=chosen.until_ms + 1, lane=lane)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +205,15 @@ async def _windows_of(
     )
 
 
-async def _lanes_beside(repository: Repository, tenant: TenantId, chosen: _Chosen) -> tuple[list[LaneRow], list[str]]:
-    """Return other live lanes whose windows reach to the end of the range, and why others are left out."""
+async def _lanes_beside(
+    repository: Repository, tenant: TenantId, chosen: _Chosen, is_completed: bool
+) -> tuple[list[LaneRow], list[str]]:
+    """Return other live lanes whose windows reach to the end of the range, and why others are left out.
+
+    Nothing of either, unless the graph is to be completed from them.
+    """
+    if not is_completed:
+        return [], []
     lanes, notes = [], []
     rows = await repository.lanes(tenant, chosen.baseline_since_ms, chosen.until_ms)
     for row in rows:

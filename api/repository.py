@@ -17,7 +17,7 @@ from api.kept_answers import KeptAnswers
 from schemas.drift import Activity, AlertReason, DriftEvent, DriftKind, EdgeRef, Evidence, Severity, Verdict
 from schemas.ids import REPLAY_PREFIX, TenantId
 from schemas.live_events import PlacedEvent
-from schemas.rca import ServiceWindowEdges
+from schemas.rca import NameColumn, ServiceWindowEdges
 
 _READ = ("calls", "errors", "denied", "latency_calls", "latency_sum_us", "p50_us")
 """Measures of edges that root causes are ranked by, in the order of the query."""
@@ -508,8 +508,7 @@ def _window_edges(table: pa.Table) -> ServiceWindowEdges:
     names, (src, dst) = numbered(table, 1, 2)
     unread = np.full(table.num_rows, -1, dtype=np.int64)
     measures = {name: integers(table, 3 + place) for place, name in enumerate(_READ)}
-    # One string object a name: what looks them up does not compare them letter by letter.
-    callers, callees = ([names[number] for number in column.tolist()] for column in (src, dst))
+    callers, callees = NameColumn(names, src), NameColumn(names, dst)
     return ServiceWindowEdges(integers(table, 0), callers, callees, **measures, p95_us=unread, bytes=unread)
 
 

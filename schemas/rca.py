@@ -1,5 +1,6 @@
 """Root-cause analysis: the stored edges it reads and the report it returns."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -22,11 +23,55 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
+class NameColumn:
+    """A column of names, each name once: hundreds of thousands of rows have some thousands of names.
+
+    Shapes:
+        names: all different, some of which may stand in no row. at: ``(R,)`` int64, which name each row has.
+    """
+
+    names: Sequence[str]
+    at: IntColumn
+
+    @classmethod
+    def of(cls, rows: Iterable[str]) -> "NameColumn":
+        """Return the column of ``rows``."""
+        place: dict[str, int] = {}
+        at = [place.setdefault(name, len(place)) for name in rows]
+        return cls(list(place), np.array(at, dtype=np.int64))
+
+    @classmethod
+    def joined(cls, parts: Iterable["NameColumn"]) -> "NameColumn":
+        """Return the rows of ``parts``, one part below the other."""
+        place: dict[str, int] = {}
+        at = [np.empty(0, dtype=np.int64)]
+        for part in parts:
+            own = [place.setdefault(name, len(place)) for name in part.names]
+            at.append(np.array(own, dtype=np.int64)[part.at])
+        return cls(list(place), np.concatenate(at))
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self.names[place] for place in self.at.tolist())
+
+    def present(self) -> Iterator[str]:
+        """Return each name that stands in a row, once."""
+        counts = np.bincount(self.at, minlength=len(self.names))
+        return (name for name, rows in zip(self.names, counts.tolist(), strict=True) if rows)
+
+    def take(self, rows: IntColumn) -> "NameColumn":
+        """Return some of the rows, by their numbers."""
+        return NameColumn(self.names, self.at[rows])
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceWindowEdges:
     """Edges of one tenant and lane over some windows, in any order; one row an edge (or port of it) and window.
 
     Shapes:
-        src, dst: ``R`` strings. All other columns ``(R,)`` int64.
+        src, dst: ``R`` names. All other columns ``(R,)`` int64.
         errors, p50_us, p95_us, bytes: -1 where unknown. denied: refused calls, 0 where unknown.
         latency_calls: calls whose latency is known; latency_sum_us: their sum, as the caller saw it where it reported.
 
@@ -35,8 +80,8 @@ class ServiceWindowEdges:
     """
 
     window_start_ms: IntColumn
-    src: list[str]
-    dst: list[str]
+    src: NameColumn
+    dst: NameColumn
     calls: IntColumn
     errors: IntColumn
     denied: IntColumn
@@ -56,20 +101,25 @@ class ServiceWindowEdges:
 
     def where(self, rows: npt.NDArray[np.bool_]) -> "ServiceWindowEdges":
         """Return the rows of a mask, ``(R,)``."""
-        at = np.flatnonzero(rows)
-        columns = {name: getattr(self, name)[at] for name in _COLUMNS}
-        if len(at) and at[-1] - at[0] + 1 == len(at):  # in a row, as they mostly come
-            src, dst = (column[at[0] : at[-1] + 1] for column in (self.src, self.dst))
-        else:
-            chosen = at.tolist()
-            src, dst = ([column[row] for row in chosen] for column in (self.src, self.dst))
-        return ServiceWindowEdges(src=src, dst=dst, **columns)
+        return self.take(np.flatnonzero(rows))
+
+    def take(self, rows: IntColumn) -> "ServiceWindowEdges":
+        """Return some of the rows, by their numbers."""
+        columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        return ServiceWindowEdges(src=self.src.take(rows), dst=self.dst.take(rows), **columns)
+
+    @classmethod
+    def joined(cls, parts: Sequence["ServiceWindowEdges"]) -> "ServiceWindowEdges":
+        """Return the rows of ``parts``, one part below the other."""
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
+        src, dst = (NameColumn.joined([getattr(part, end) for part in parts]) for end in ("src", "dst"))
+        return cls(src=src, dst=dst, **columns)
 
     @classmethod
     def empty(cls) -> "ServiceWindowEdges":
         """Return a range without any edge."""
         columns = {name: np.empty(0, dtype=np.int64) for name in _COLUMNS}
-        return cls(src=[], dst=[], **columns)
+        return cls(src=NameColumn.of(()), dst=NameColumn.of(()), **columns)
 
 
 class CauseEvidence(msgspec.Struct, frozen=True):

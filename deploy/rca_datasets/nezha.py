@@ -19,7 +19,7 @@ from models.rca.evidence import Shift
 from models.rca.gather import CallRanges, MetricRanges, WindowRanges, gather
 from models.rca.robust import Mask, add_up, count, quantile
 from models.rca.topology import Topology
-from schemas.rca import ServiceWindowEdges
+from schemas.rca import NameColumn, ServiceWindowEdges
 from schemas.rca_inputs import CallRecords, Metric, MetricSamples
 
 USER = "_user"
@@ -191,8 +191,8 @@ def fold_calls(records: CallRecords, use: Mask) -> ServiceWindowEdges:
 
     return ServiceWindowEdges(
         window_start_ms=key[0] * WINDOW_MS,
-        src=[records.services[one] for one in (key[1] // nodes).tolist()],
-        dst=[records.services[one] for one in (key[1] % nodes).tolist()],
+        src=NameColumn(records.services, key[1] // nodes),
+        dst=NameColumn(records.services, key[1] % nodes),
         calls=calls,
         errors=np.full(cells, -1),
         denied=np.zeros(cells, dtype=np.int64),

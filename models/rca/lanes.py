@@ -5,12 +5,12 @@ other; so the lane that knows most of a pair speaks for it, in the current range
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from schemas.drift import DriftEvent
-from schemas.rca import IntColumn, ServiceWindowEdges
+from schemas.rca import ServiceWindowEdges
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,9 @@ def one_lane_a_pair(lanes: Sequence[LaneEdges]) -> tuple[ServiceWindowEdges, Ser
             chosen[pair] = max(chosen.get(pair, (-1, -1, 0)), (timed, calls, -place))
     longest_ms = max(one.window_ms for one in lanes)
     current, baseline = (
-        _join([_taken(getattr(one, part), chosen, -place, longest_ms) for place, one in enumerate(lanes)])
+        ServiceWindowEdges.joined(
+            [_taken(getattr(one, part), chosen, -place, longest_ms) for place, one in enumerate(lanes)]
+        )
         for part in ("current", "baseline")
     )
     return current, baseline
@@ -58,18 +60,8 @@ def _taken(
 ) -> ServiceWindowEdges:
     """Return the rows of the pairs that are read from the lane at ``place`` (negative)."""
     rows = [row for row, pair in enumerate(zip(part.src, part.dst, strict=True)) if chosen[pair][2] == place]
-    taken: dict[str, IntColumn] = {name: getattr(part, name)[rows] for name in _NUMBERS}
-    taken["window_start_ms"] -= taken["window_start_ms"] % window_ms
-    return ServiceWindowEdges(src=[part.src[row] for row in rows], dst=[part.dst[row] for row in rows], **taken)
-
-
-def _join(parts: Sequence[ServiceWindowEdges]) -> ServiceWindowEdges:
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _NUMBERS}
-    src, dst = ([name for part in parts for name in getattr(part, end)] for end in ("src", "dst"))
-    return ServiceWindowEdges(src=src, dst=dst, **columns)
-
-
-_NUMBERS = tuple(field.name for field in fields(ServiceWindowEdges) if field.name not in ("src", "dst"))
+    taken = part.take(np.array(rows, dtype=np.int64))
+    return replace(taken, window_start_ms=taken.window_start_ms - taken.window_start_ms % window_ms)
 
 
 def one_lane_a_subject(events: Sequence[DriftEvent], lanes: Sequence[str]) -> list[DriftEvent]:

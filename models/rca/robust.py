@@ -10,6 +10,9 @@ Mask = npt.NDArray[np.bool_]
 MAD_TO_SIGMA = 1.4826
 """Spread of a normal distribution over its median absolute deviation."""
 
+_DENSE = 4
+"""Up to so many places a row, giving each possible key or group its own places is cheaper than sorting all rows."""
+
 
 def add_up(group: Ints, values: Floats, groups: int) -> Floats:
     """Return the sum of ``values`` per group, ``(groups,)``."""
@@ -22,10 +25,40 @@ def count(group: Ints, groups: int) -> Ints:
     return np.bincount(group, minlength=groups).astype(np.int64)
 
 
+def numbered(keys: Ints, below: int) -> tuple[Ints, Ints]:
+    """Return the keys that occur, ascending, and which of them each row has, ``(R,)``; as ``np.unique`` does.
+
+    Args:
+        below: all keys are at least 0 and less than this.
+    """
+    if below > _DENSE * len(keys):
+        occurring, number = np.unique(keys, return_inverse=True)
+        return occurring, number.astype(np.int64, copy=False)
+    occurs = np.zeros(below, dtype=np.bool_)
+    occurs[keys] = True
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[keys]
+
+
 def ratio(above: Floats, below: Floats, otherwise: float = np.nan) -> Floats:
     """Divide; ``otherwise`` where there is nothing to divide by."""
     quotient: Floats = np.divide(above, below, out=np.full(len(above), otherwise), where=below > 0)
     return quotient
+
+
+def in_order(values: Floats, group: Ints, groups: int) -> Ints:
+    """Return the rows by group and value, ``(R,)``, as ``np.lexsort((values, group))`` does. No value is NaN."""
+    rows, size = np.argsort(group, kind="stable"), np.bincount(group, minlength=groups)
+    most = int(size.max(initial=0))
+    if groups * most > _DENSE * len(rows):
+        return np.lexsort((values, group))
+    # Many groups of some windows each: a line a group, and each line sorted by itself.
+    start = np.cumsum(size) - size
+    of = group[rows]
+    grid = np.full((groups, most), np.inf)
+    grid[of, np.arange(len(rows)) - start[of]] = values[rows]
+    place = start[:, None] + np.argsort(grid, axis=1, kind="stable")
+    ordered: Ints = rows[place[np.arange(most) < size[:, None]]]
+    return ordered
 
 
 def weighted_quantile(values: Floats, weights: Floats, group: Ints, groups: int, part: float = 0.5) -> Floats:
@@ -42,7 +75,7 @@ def weighted_quantile(values: Floats, weights: Floats, group: Ints, groups: int,
     if len(values) <= groups and np.bincount(group).max() == 1:  # a range of one window: nothing to choose from
         result[group] = values
         return result
-    order = np.lexsort((values, group))
+    order = in_order(values, group, groups)
     values, weights, group = values[order], weights[order], group[order]
     running = np.cumsum(weights)
     first = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
@@ -70,7 +103,7 @@ def median_of_others(values: Floats, group: Ints) -> Floats:
     result = np.full(len(values), np.nan)
     if len(values) == 0:
         return result
-    order = np.lexsort((values, group))
+    order = in_order(values, group, int(group.max()) + 1)
     of = group[order]
     first = np.flatnonzero(np.r_[True, of[1:] != of[:-1]])
     size = np.diff(np.r_[first, len(of)])

@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, dijkstra
 
 from models.rca.robust import Floats, Ints, Mask
+from schemas.rca import NameColumn
 
 _NOT_REACHED = -9999
 """What scipy's breadth-first search gives as predecessor of a node it did not reach."""
@@ -55,6 +56,10 @@ class Topology:
         """Return where ``services`` stand in this graph, -1 for those it does not hold."""
         index = _Places(zip(self.services, range(len(self.services)), strict=True))
         return np.fromiter(map(index.__getitem__, services), dtype=np.int64, count=len(services))
+
+    def places_of(self, column: NameColumn) -> Ints:
+        """Return where each row's service stands in this graph, -1 where it does not hold it, ``(R,)``."""
+        return self.places(column.names)[column.at] if len(column) else np.empty(0, dtype=np.int64)
 
 
 def _matrix(src: Ints, dst: Ints, nodes: int) -> "csr_array":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.rca.robust import MAD_TO_SIGMA, Floats, Ints, Mask, add_up, count, ratio, weighted_median
+from models.rca.robust import MAD_TO_SIGMA, Floats, Ints, Mask, add_up, count, numbered, ratio, weighted_median
 from models.rca.topology import Topology
 from schemas.rca import ServiceWindowEdges
 
@@ -70,7 +70,7 @@ class _Cells:
 
 def _cells_of(edges: ServiceWindowEdges, edge: Ints, edge_count: int) -> _Cells:
     starts, window = np.unique(edges.window_start_ms, return_inverse=True)
-    cells, cell = np.unique(window * edge_count + edge, return_inverse=True)
+    cells, cell = numbered(window * edge_count + edge, len(starts) * edge_count)
 
     def total(values: Ints, where: Mask) -> Floats:
         weights = np.where(where, values, 0).astype(np.float64)
@@ -97,14 +97,10 @@ def _cells_of(edges: ServiceWindowEdges, edge: Ints, edge_count: int) -> _Cells:
 
 def graph_of(*ranges: ServiceWindowEdges) -> tuple[Topology, list[Ints]]:
     """Return the union of the ranges' edges, and which edge each of their rows is of."""
-    names = sorted({name for one in ranges for column in (one.src, one.dst) for name in set(column)})
-    index = {name: i for i, name in enumerate(names)}
+    names = sorted({name for one in ranges for column in (one.src, one.dst) for name in column.present()})
+    topology = Topology(names, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
     nodes = max(len(names), 1)
-
-    def numbers(column: list[str]) -> Ints:
-        return np.fromiter(map(index.__getitem__, column), dtype=np.int64, count=len(column))
-
-    keys = [numbers(one.src) * nodes + numbers(one.dst) for one in ranges]
+    keys = [topology.places_of(one.src) * nodes + topology.places_of(one.dst) for one in ranges]
     pairs, edge = np.unique(np.concatenate(keys), return_inverse=True)
     ends = np.cumsum([len(key) for key in keys])[:-1]
     return Topology(names, pairs // nodes, pairs % nodes), np.split(edge.astype(np.int64), ends)
@@ -120,7 +116,7 @@ def levels_of(
         spread: without it spreads are left out (zero): those of the range under question are never looked at.
     """
     if edge is None:
-        edge = topology.edge_numbers(topology.places(edges.src), topology.places(edges.dst))
+        edge = topology.edge_numbers(topology.places_of(edges.src), topology.places_of(edges.dst))
     cells = _cells_of(edges, edge, max(len(topology), 1))
     edge_count, nodes = len(topology), len(topology.services)
     mean_us = ratio(cells.latency_sum_us, cells.latency_calls)

@@ -33,7 +33,7 @@ from models.rca.error_rank import rank_causes
 from models.rca.evidence import Moves
 from models.rca.propagation import DAMPING, redistribute
 from models.rca.robust import Ints
-from schemas.rca import ServiceWindowEdges
+from schemas.rca import NameColumn, ServiceWindowEdges
 from tests.bench.root_cause_injected import injected
 from tests.rca_graphs import twins
 
@@ -272,8 +272,8 @@ def _random_windows(
     calls = np.full(edges * windows, 50)
     return ServiceWindowEdges(
         window_start_ms=np.repeat(np.arange(first, first + windows) * 60_000, edges),
-        src=[f"s{n:05}" for n in np.tile(src, windows).tolist()],
-        dst=[f"s{n:05}" for n in np.tile(dst, windows).tolist()],
+        src=NameColumn.of(f"s{n:05}" for n in np.tile(src, windows).tolist()),
+        dst=NameColumn.of(f"s{n:05}" for n in np.tile(dst, windows).tolist()),
         calls=calls,
         errors=calls * 0,
         denied=calls * 0,

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from random import Random
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,7 +17,7 @@ from models.rca.window_levels import levels_of
 from models.rca.window_shifts import find_shifts
 from schemas.drift import Activity, DriftEvent, DriftKind, EdgeRef, Severity
 from schemas.drift import Evidence as DriftEvidence
-from schemas.rca import RcaReport, ServiceWindowEdges
+from schemas.rca import NameColumn, RcaReport, ServiceWindowEdges
 
 WINDOW_MS = 10_000
 Calls = dict[tuple[str, str], dict[str, int]]
@@ -48,8 +47,8 @@ def edges(calls: Calls, windows: int, first: int = 0) -> ServiceWindowEdges:
     }
     return ServiceWindowEdges(
         window_start_ms=array["w"],
-        src=[row[1] for row in rows],
-        dst=[row[2] for row in rows],
+        src=NameColumn.of(row[1] for row in rows),
+        dst=NameColumn.of(row[2] for row in rows),
         calls=array["n"],
         errors=array["e"],
         denied=array["d"],
@@ -59,15 +58,6 @@ def edges(calls: Calls, windows: int, first: int = 0) -> ServiceWindowEdges:
         p95_us=array["us"] * 2,
         bytes=array["n"] * 100,
     )
-
-
-def take(rows: ServiceWindowEdges, order: list[int]) -> ServiceWindowEdges:
-    columns = {name: getattr(rows, name) for name in ServiceWindowEdges.__slots__}
-    taken: dict[str, Any] = {
-        name: [column[i] for i in order] if isinstance(column, list) else column[order]
-        for name, column in columns.items()
-    }
-    return ServiceWindowEdges(**taken)
 
 
 def changed(changes: Calls) -> Calls:
@@ -247,7 +237,7 @@ def test_cycle_of_calls_ends_and_keeps_all_evidence() -> None:
 def test_ports_of_one_edge_are_added_up() -> None:
     slow = edges(slower(200_000, ("checkout", "payment")), 5, first=20)
     half = replace(slow, calls=slow.calls // 2, latency_calls=slow.calls // 2, latency_sum_us=slow.latency_sum_us // 2)
-    twice = take(half, [*range(len(half)), *range(len(half))])
+    twice = half.take(np.array([*range(len(half)), *range(len(half))]))
     assert rank_causes(twice, BASE) == rank_causes(slow, BASE)
 
 
@@ -301,7 +291,7 @@ def test_propagation_redistributes_and_row_order_does_not_matter(
         assert ((shift.blame > 0) & (shift.blame <= 1)).all()
     order = list(range(len(current)))
     random.shuffle(order)
-    shuffled = take(current, order)
+    shuffled = current.take(np.array(order))
     assert rank_causes(shuffled, base) == rank_causes(current, base)
 
 

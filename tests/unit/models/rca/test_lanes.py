@@ -5,7 +5,7 @@ import numpy as np
 from models.rca.error_rank import rank_causes
 from models.rca.lanes import LaneEdges, one_lane_a_pair, one_lane_a_subject
 from schemas.drift import DriftEvent, DriftKind
-from schemas.rca import ServiceWindowEdges
+from schemas.rca import NameColumn, ServiceWindowEdges
 from tests.unit.schemas.events import make_event
 
 MINUTE = 60_000
@@ -20,8 +20,8 @@ def edges(rows: list[Row], window_ms: int = MINUTE, latency_us: int = 1_000) -> 
     timed = column([row[4] for row in rows])
     return ServiceWindowEdges(
         window_start_ms=column([row[0] * window_ms for row in rows]),
-        src=[row[1] for row in rows],
-        dst=[row[2] for row in rows],
+        src=NameColumn.of(row[1] for row in rows),
+        dst=NameColumn.of(row[2] for row in rows),
         calls=column([row[3] for row in rows]),
         errors=column([0] * len(rows)),
         denied=column([0] * len(rows)),
