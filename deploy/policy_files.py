@@ -5,8 +5,9 @@ from pathlib import Path
 import msgspec
 import yaml
 
+from schemas.documents import MAX_DOCUMENT_BYTES
 from schemas.errors import ConfigurationError
-from schemas.policies import MAX_DOCUMENT_BYTES, Policies, check_policies, encode_policies
+from schemas.policies import Policies, check_policies, encode_policies
 from streams.result import short
 
 

@@ -10,14 +10,12 @@ from typing import Annotated
 
 import msgspec
 
+from schemas.documents import read_document
 from schemas.flow import MAX_NAME_BYTES
 from schemas.ids import ADDRESS_PREFIX, EXTERNAL_PREFIX, LABEL_PREFIX
 
 INVENTORY = "inventory"
 """Kind of control that carries a document."""
-MAX_DOCUMENT_BYTES = 256 * 1024
-MAX_DOCUMENTS = 64
-"""Documents of one tenant; the state machine passes over what would be one more."""
 MAX_PATTERNS = 1_000
 """Rules in one document that are no address ranges: those are looked up, these are tried."""
 
@@ -96,12 +94,7 @@ def read_inventory(data: bytes) -> Inventory:
     Raises:
         ValueError: it is too large, not JSON of its form, or a rule makes no sense; the text says which and why.
     """
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise ValueError(f"an inventory document of {len(data)} bytes; the limit is {MAX_DOCUMENT_BYTES}")
-    try:
-        inventory = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"no inventory document: {error}") from error
+    inventory = read_document(data, _decoder, "an inventory")
     check_inventory(inventory)
     return inventory
 

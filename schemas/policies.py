@@ -9,13 +9,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from schemas.documents import read_document
 from schemas.flow import MAX_NAME_BYTES, PROTOCOL_NUMBERS
 
 POLICIES = "policies"
 """Kind of control that carries a document."""
-MAX_DOCUMENT_BYTES = 256 * 1024
-MAX_DOCUMENTS = 64
-"""Documents of one tenant; the state machine passes over what would be one more."""
 MAX_RULES = 1_000
 
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_BYTES)]
@@ -57,12 +55,7 @@ def read_policies(data: bytes) -> Policies:
     Raises:
         ValueError: it is too large, not JSON of its form, or a rule makes no sense; the text says which and why.
     """
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise ValueError(f"a policy document of {len(data)} bytes; the limit is {MAX_DOCUMENT_BYTES}")
-    try:
-        policies = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"no policy document: {error}") from error
+    policies = read_document(data, _decoder, "a policy")
     check_policies(policies)
     return policies
 

@@ -13,31 +13,20 @@ import click
 import msgspec
 import yaml
 
-from deploy.commands.options import TenantName
+from deploy.commands.options import ControlledTenant
 from deploy.inventory.documents import DEFAULT_DOCUMENT, check_name, documents_of, is_part_of, read_file, summary_of
 from deploy.inventory.explaining import explain_name, line_of, rules_of
 from deploy.inventory.publishers import PUBLISHERS, read_table
 from models.graph.machine import TENANT_SETTINGS
 from models.graph.naming import Naming
 from schemas.detection import DetectionConfig
+from schemas.documents import MAX_DOCUMENTS
 from schemas.errors import ConfigurationError
-from schemas.inventory import INVENTORY, MAX_DOCUMENTS, Inventory, encode_inventory, read_inventory
+from schemas.inventory import INVENTORY, Inventory, encode_inventory, read_inventory
 from schemas.settings import Settings, load_settings
 from streams.controls import read_controls, write_controls
 from streams.kafka_clients import check_connection
 from streams.result import short
-
-
-class ControlledTenant(TenantName):
-    """A tenant that a control can be written for."""
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name."""
-        name = super().convert(value, param, ctx)
-        if ":" in name:
-            self.fail("a tenant with a colon in its name can have no controls", param, ctx)
-        return name
-
 
 _tenant = click.option("--tenant", type=ControlledTenant(), required=True, help="Whose inventory.")
 _document = click.option("--document", default=DEFAULT_DOCUMENT, show_default=True, help="Which of its documents.")

@@ -1,4 +1,4 @@
-"""Options that replay and backtest share."""
+"""Options that several commands share."""
 
 import math
 import re
@@ -71,6 +71,17 @@ class TenantName(click.ParamType):
         if not value or len(value.encode(errors="replace")) > MAX_NAME_BYTES:
             self.fail(f"a tenant has 1 to {MAX_NAME_BYTES} bytes", param, ctx)
         return str(value)
+
+
+class ControlledTenant(TenantName):
+    """A tenant that a control can be written for."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name."""
+        name = super().convert(value, param, ctx)
+        if ":" in name:
+            self.fail("a tenant with a colon in its name can have no controls", param, ctx)
+        return name
 
 
 def lane_options(command: Callable[..., Any]) -> Callable[..., Any]:

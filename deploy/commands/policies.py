@@ -9,11 +9,12 @@ import click
 import msgspec
 import yaml
 
-from deploy.commands.inventory import ControlledTenant
+from deploy.commands.options import ControlledTenant
 from deploy.inventory.documents import DEFAULT_DOCUMENT, check_name
 from deploy.policy_files import read_policy_file
+from schemas.documents import MAX_DOCUMENTS
 from schemas.errors import ConfigurationError
-from schemas.policies import MAX_DOCUMENTS, POLICIES, Policies, encode_policies, read_policies
+from schemas.policies import POLICIES, Policies, encode_policies, read_policies
 from schemas.settings import Settings, load_settings
 from streams.controls import read_controls, write_controls
 from streams.kafka_clients import check_connection

@@ -10,10 +10,9 @@ from pathlib import Path
 import msgspec
 import yaml
 
+from schemas.documents import MAX_DOCUMENT_BYTES, MAX_DOCUMENTS
 from schemas.errors import ConfigurationError
 from schemas.inventory import (
-    MAX_DOCUMENT_BYTES,
-    MAX_DOCUMENTS,
     MAX_PATTERNS,
     AddressRule,
     Inventory,

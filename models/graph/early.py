@@ -1,6 +1,7 @@
 """Early detections: what no record still to come can undo is told before its window closes. Pure, deterministic."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,46 +20,71 @@ from schemas.flow import SIDE_SERVER
 _BEYOND_ANY_BURST = 1 << 40
 
 
-def raise_early(
-    lane: LaneState,
-    output: Output,
-    numbers: IntColumn,
-    new: list[int],
-    codes: IntColumn,
-    times: IntColumn,
-    index: IntColumn,
-    columns: dict[str, IntColumn],
-    unsent: npt.NDArray[np.bool_] | None,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class FoldedRows:
+    """Rows of one record, just folded, and its edges that may be news.
+
+    Shapes:
+        numbers: edge in the registry by code. codes, times, index (of the window), each of ``columns``: ``(R,)``.
+        unsent: rows that tell of no packet of the caller's, ``(R,)``; ``None``: there are none.
+
+    Attributes:
+        new: edges that these rows are the first to tell of.
+    """
+
+    numbers: IntColumn
+    new: list[int]
+    codes: IntColumn
+    times: IntColumn
+    index: IntColumn
+    columns: dict[str, IntColumn]
+    unsent: npt.NDArray[np.bool_] | None
+
+    def certain(self, since_ms: int) -> npt.NDArray[np.bool_]:
+        """Return which rows the client reported on time: its report is the one chosen, whatever still comes."""
+        told: npt.NDArray[np.bool_] = (self.columns["side"] != SIDE_SERVER) & (self.times >= since_ms)
+        return told
+
+
+def raise_early(lane: LaneState, output: Output, rows: FoldedRows) -> None:
     """Raise what no record still to come can undo: unknown edges, bursts far beyond any limit still possible."""
+    _early_edges(lane, output, rows)
+    if lane.policies_of and rows.new:
+        _early_violations(lane, output, rows)
+    denied = rows.columns["denied"] > 0
+    if denied.any():
+        denied &= rows.certain(_open_since_ms(lane))
+    if denied.any():
+        _early_denied(lane, output, rows, denied)
+
+
+def _open_since_ms(lane: LaneState) -> int:
+    assert lane.closed_index is not None
+    return lane.closed_index * lane.config.window_ms
+
+
+def _early_edges(lane: LaneState, output: Output, rows: FoldedRows) -> None:
     tenant_of = lane.registry.edge.array["tenant"]
     vouched = lane.registry.edge.array["vouched"]
-    candidates = [number for number in new if not vouched[number] and lane.fires_early(int(tenant_of[number]))]
-    at_edge = numbers[codes] if candidates else codes[:0]  # several codes can stand for one edge
+    candidates = [number for number in rows.new if not vouched[number] and lane.fires_early(int(tenant_of[number]))]
+    if not candidates:
+        return
+    at_edge = rows.numbers[rows.codes]  # several codes can stand for one edge
     order = np.argsort(at_edge, kind="stable")
     starts = np.searchsorted(at_edge[order], candidates)
     ends = np.searchsorted(at_edge[order], candidates, side="right")
     for number, start, end in zip(candidates, starts.tolist(), ends.tolist(), strict=True):
-        tenant = int(tenant_of[number])
-        rows = order[start:end]
-        rows = rows if unsent is None else rows[~unsent[rows]]
-        if not len(rows):
+        own = order[start:end]
+        own = own if rows.unsent is None else own[~rows.unsent[own]]
+        if not len(own):
             continue
-        at = rows[np.argmin(times[rows])]
+        tenant, at = int(tenant_of[number]), own[np.argmin(rows.times[own])]
+        index, time_ms = int(rows.index[at]), int(rows.times[at])
         if lane.logic < PRODUCERS_OWN or not _is_from_outside(lane, number):
-            if lane.logic < PRODUCERS_OWN or not _may_be_habit(lane, number, int(index[at])):
-                facts = lane.facts(number, int(columns["calls"][rows].sum()), int(times[at]))
-                _raise_new(lane, output, tenant, facts, int(index[at]), int(times[at]))
-            _early_fan_out(lane, output, tenant, number, int(index[at]), int(times[at]))
-    if lane.policies_of and new:
-        _early_violations(lane, output, numbers, new, codes, times, index, columns, unsent)
-    denied = columns["denied"] > 0
-    if denied.any():
-        # Certain are refusals that the client reported on time: its report is the one chosen, whatever still comes.
-        assert lane.closed_index is not None
-        denied &= (columns["side"] != SIDE_SERVER) & (times >= lane.closed_index * lane.config.window_ms)
-    if denied.any():
-        _early_denied(lane, output, numbers, codes[denied], times[denied], index[denied], columns["denied"][denied])
+            if lane.logic < PRODUCERS_OWN or not _may_be_habit(lane, number, index):
+                facts = lane.facts(number, int(rows.columns["calls"][own].sum()), time_ms)
+                _raise_new(lane, output, tenant, facts, index, time_ms)
+            _early_fan_out(lane, output, tenant, number, index, time_ms)
 
 
 def _raise_new(
@@ -71,57 +97,57 @@ def _raise_new(
             output.events.append(event)
 
 
-def _early_violations(
-    lane: LaneState,
-    output: Output,
-    numbers: IntColumn,
-    new: list[int],
-    codes: IntColumn,
-    times: IntColumn,
-    index: IntColumn,
-    columns: dict[str, IntColumn],
-    unsent: npt.NDArray[np.bool_] | None,
-) -> None:
+def _early_violations(lane: LaneState, output: Output, rows: FoldedRows) -> None:
     """Raise new edges that a declared rule denies: calls that the client reported on time count, whatever still comes.
 
     What a known edge violates waits for its window's close: to ask the rules of all edges of a record costs too much.
     """
-    edge, registry = lane.registry.edge.array, lane.registry
+    rules = _violated_rules(lane, rows.new)
+    if not rules:
+        return
+    at_edge = rows.numbers[rows.codes]
+    certain = rows.certain(_open_since_ms(lane)) & (rows.columns["calls"] > 0) & np.isin(at_edge, list(rules))
+    if rows.unsent is not None:
+        certain &= ~rows.unsent
+    for number, rule in rules.items():
+        own = np.flatnonzero(certain & (at_edge == number))
+        if not len(own):
+            continue
+        at = own[np.argmin(rows.times[own])]
+        calls = int(rows.columns["calls"][own[rows.index[own] == rows.index[at]]].sum())
+        _raise_violation(lane, output, number, rule, calls, int(rows.index[at]), int(rows.times[at]))
+
+
+def _violated_rules(lane: LaneState, numbers: list[int]) -> dict[int, str]:
+    """Return by edge the rule that denies it, where violations of its tenant may be told early."""
+    registry, tenant_of = lane.registry, lane.registry.edge.array["tenant"]
     rules: dict[int, str] = {}
-    for number in new:
-        identity, tenant = registry.identities[number], int(edge["tenant"][number])
+    for number in numbers:
+        identity, tenant = registry.identities[number], int(tenant_of[number])
         policies = lane.policies_of.get(registry.tenants[tenant])
         if policies is None or identity is None or _is_from_outside(lane, number) or not lane.fires_early(tenant):
             continue
         rule = policies.violated_by(identity)
         if rule is not None:
             rules[number] = rule
-    if not rules:
+    return rules
+
+
+def _raise_violation(
+    lane: LaneState, output: Output, number: int, rule: str, calls: int, index: int, time_ms: int
+) -> None:
+    tenant = int(lane.registry.edge.array["tenant"][number])
+    name, state = lane.registry.tenants[tenant], lane.tenants[tenant]
+    least = lane.detection(name).policy_min_calls
+    if not least or calls < least:
         return
-    assert lane.closed_index is not None
-    at_edge = numbers[codes]
-    certain = (columns["side"] != SIDE_SERVER) & (times >= lane.closed_index * lane.config.window_ms)
-    certain &= (columns["calls"] > 0) & np.isin(at_edge, list(rules))
-    if unsent is not None:
-        certain &= ~unsent
-    for number, rule in rules.items():
-        rows = np.flatnonzero(certain & (at_edge == number))
-        if not len(rows):
-            continue
-        at = rows[np.argmin(times[rows])]
-        calls = int(columns["calls"][rows[index[rows] == index[at]]].sum())
-        name, state = registry.tenants[int(edge["tenant"][number])], lane.tenants[int(edge["tenant"][number])]
-        least = lane.detection(name).policy_min_calls
-        if not least or calls < least:
-            continue
-        identity = registry.identities[number]
-        assert identity is not None
-        subject, ref = EdgeRef(*identity[1:3]), EdgeRef(*identity[1:])
-        time_ms, counts = int(times[at]), {f"policy:{rule}": calls}
-        detection = judge_declared(DriftKind.POLICY_VIOLATION, subject, [ref], counts, time_ms, state.closed_windows)
-        event = state.book.raise_early(lane.scope(name), int(index[at]), detection, time_ms)
-        if event is not None:
-            output.events.append(event)
+    identity = lane.registry.identities[number]
+    assert identity is not None
+    subject, ref, counts = EdgeRef(*identity[1:3]), EdgeRef(*identity[1:]), {f"policy:{rule}": calls}
+    detection = judge_declared(DriftKind.POLICY_VIOLATION, subject, [ref], counts, time_ms, state.closed_windows)
+    event = state.book.raise_early(lane.scope(name), index, detection, time_ms)
+    if event is not None:
+        output.events.append(event)
 
 
 def _is_from_outside(lane: LaneState, number: int) -> bool:
@@ -171,21 +197,13 @@ def _certain_limit(
     return limit(config, worst)
 
 
-def _early_denied(
-    lane: LaneState,
-    output: Output,
-    numbers: IntColumn,
-    codes: IntColumn,
-    times: IntColumn,
-    index: IntColumn,
-    denied: IntColumn,
-) -> None:
+def _early_denied(lane: LaneState, output: Output, rows: FoldedRows, use: npt.NDArray[np.bool_]) -> None:
     edge, service = lane.registry.edge.array, lane.registry.service.array
     sums: dict[tuple[int, int], tuple[int, int]] = {}
     if lane.logic >= PRODUCERS_OWN:
-        ours = ~service["external"][edge["src"][numbers[codes]]].astype(bool)
-        codes, times, index, denied = codes[ours], times[ours], index[ours], denied[ours]
-    sources = edge["src"][numbers[codes]].tolist()
+        use = use & ~service["external"][edge["src"][rows.numbers[rows.codes]]].astype(bool)
+    times, index, denied = rows.times[use], rows.index[use], rows.columns["denied"][use]
+    sources = edge["src"][rows.numbers[rows.codes[use]]].tolist()
     for src, at, count, time_ms in zip(sources, index.tolist(), denied.tolist(), times.tolist(), strict=True):
         before, first_ms = sums.get((src, at), (0, time_ms))
         sums[src, at] = before + count, min(first_ms, time_ms)

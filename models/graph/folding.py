@@ -9,7 +9,7 @@ import numpy.typing as npt
 from models.graph.admission import admit
 from models.graph.border import unsent_rows
 from models.graph.corroboration import note
-from models.graph.early import raise_early
+from models.graph.early import FoldedRows, raise_early
 from models.graph.halves import INDEX, LATE, Joined
 from models.graph.lane import DAY_MS, IntColumn, LaneState
 from models.graph.logic import PRODUCERS_OWN
@@ -155,7 +155,8 @@ def _fold(lane: LaneState, rows: _Rows, output: Output, is_closing: bool = False
             part = {name: column[here] for name, column in columns.items()}
             lane.window(value).fold(part, codes[here], numbers, late[here] if late_rows else None, capacity)
     if lane.closed_index is not None and not is_closing:
-        raise_early(lane, output, numbers, _certain(rows, numbers, new), codes, times, index, columns, unsent)
+        news = _certain(rows, numbers, new)
+        raise_early(lane, output, FoldedRows(numbers, news, codes, times, index, columns, unsent))
 
 
 def _note_hearsay(lane: LaneState, rows: _Rows, numbers: IntColumn, new: list[int]) -> None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from models.graph.patterns import matches
+from schemas.documents import MAX_DOCUMENTS
 from schemas.flow import PROTOCOL_NUMBERS
 from schemas.ids import stable_hash
-from schemas.policies import MAX_DOCUMENTS, Policies, PolicyRule, read_policies
+from schemas.policies import Policies, PolicyRule, read_policies
 from schemas.tenant_log import EdgeIdentity
 
 _MOST_ANSWERS = 500_000

@@ -12,10 +12,10 @@ from typing import Self
 
 from models.graph.addresses import Address, RangeTable, is_mixed, is_outside, name_of_prefix
 from models.graph.patterns import PatternTable, matches
+from schemas.documents import MAX_DOCUMENTS
 from schemas.ids import EXTERNAL_PREFIX, stable_hash
 from schemas.inventory import (
     ANY,
-    MAX_DOCUMENTS,
     AddressRule,
     Inventory,
     LabelRule,

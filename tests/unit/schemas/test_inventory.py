@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
+from schemas.documents import MAX_DOCUMENT_BYTES
 from schemas.inventory import (
-    MAX_DOCUMENT_BYTES,
     MAX_PATTERNS,
     AddressRule,
     Inventory,

@@ -23,7 +23,7 @@ def test_a_column_gives_back_its_rows_joined_and_taken(above: list[str], below: 
 def table(rows: list[tuple[str, str, int]]) -> ServiceWindowEdges:
     numbers = np.array([row[2] for row in rows], dtype=np.int64)
     columns = {name: numbers for name in ServiceWindowEdges.__slots__ if name not in ("src", "dst")}
-    src, dst = (NameColumn.of(row[end] for row in rows) for end in (0, 1))
+    src, dst = NameColumn.of(row[0] for row in rows), NameColumn.of(row[1] for row in rows)
     return ServiceWindowEdges(src=src, dst=dst, **columns)
 
 

@@ -10,9 +10,9 @@ import pytest
 from deploy.inventory.documents import check_name, documents_of, is_part_of, read_file, split
 from models.graph.naming import Naming
 from models.graph.rules import Rules, read_document
+from schemas.documents import MAX_DOCUMENT_BYTES
 from schemas.errors import ConfigurationError
 from schemas.inventory import (
-    MAX_DOCUMENT_BYTES,
     MAX_PATTERNS,
     AddressRule,
     Inventory,

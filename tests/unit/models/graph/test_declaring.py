@@ -9,10 +9,11 @@ import pytest
 from models.graph.machine import Machine
 from models.graph.policies import PolicySet, read_policy_document
 from models.graph.snapshot import mark_clean, restore, take
+from schemas.documents import MAX_DOCUMENTS
 from schemas.drift import Activity, DriftEvent, DriftKind
 from schemas.errors import CheckpointError
 from schemas.flow import Flow
-from schemas.policies import MAX_DOCUMENTS, POLICIES
+from schemas.policies import POLICIES
 from tests.builders import make_flow, make_lane
 from tests.unit.models.graph.driving import DETECTION, Feed, in_window, judge, story, usual
 

@@ -11,7 +11,8 @@ from models.graph.addresses import RangeTable, ranges_of_name
 from models.graph.naming import Naming
 from models.graph.patterns import PatternTable, exactness, matches
 from models.graph.rules import Rules, read_document
-from schemas.inventory import ANY, MAX_DOCUMENTS, Network
+from schemas.documents import MAX_DOCUMENTS
+from schemas.inventory import ANY, Network
 
 
 def rules_of(**documents: dict[str, object]) -> Rules:
