@@ -7,7 +7,7 @@ from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.commands.score import _scored
@@ -96,17 +96,26 @@ def test_the_scores_are_those_of_drift_score(folder: Path, messages: list[tuple[
     assert found == [(row["src"], row["dst"], row["combined"]) for row in expected]
 
 
+@pytest.fixture(scope="module")
+def uncut(
+    tmp_path_factory: pytest.TempPathFactory, messages: list[tuple[int, bytes | None]]
+) -> tuple[Path, list[bytes]]:
+    """A folder of models, and the rows that all messages give at once."""
+    folder = tmp_path_factory.mktemp("cut") / "models"
+    put_model(folder, "acme")
+    return folder, rows_of_messages(partition_of(folder), messages)
+
+
+@settings(max_examples=50)
 @given(st.lists(st.integers(min_value=1, max_value=60), max_size=12))
 def test_any_cutting_of_the_messages_gives_the_same_rows(
-    tmp_path_factory: pytest.TempPathFactory, messages: list[tuple[int, bytes | None]], cuts: list[int]
+    uncut: tuple[Path, list[bytes]], messages: list[tuple[int, bytes | None]], cuts: list[int]
 ) -> None:
-    folder = tmp_path_factory.getbasetemp() / "cut-models"
-    if not folder.exists():
-        put_model(folder, "acme")
-    whole, cut = partition_of(folder), partition_of(folder)
+    folder, expected = uncut
+    cut = partition_of(folder)
     bounds = sorted({0, *(min(one, len(messages)) for one in cuts), len(messages)})
     parts = [messages[a:b] for a, b in pairwise(bounds)]
-    assert [one for part in parts for one in rows_of_messages(cut, part)] == rows_of_messages(whole, messages)
+    assert [one for part in parts for one in rows_of_messages(cut, part)] == expected
 
 
 @pytest.mark.parametrize("stored_at", [0, 9, 20, 31])
