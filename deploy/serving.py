@@ -34,15 +34,25 @@ class Grace:
     def __init__(self, grace_ms: int) -> None:
         self._grace_ms = grace_ms
         self._timer: threading.Timer | None = None
+        self._ends_s: float | None = None
+        self._ending = threading.Lock()
 
     def begin(self) -> None:
         """Start the time; again is harmless."""
         if self._timer is None:
-            self._timer = threading.Timer(self._grace_ms / 1000, self._end)
+            self._ends_s = time.monotonic() + self._grace_ms / 1000
+            self._timer = threading.Timer(self._grace_ms / 1000, self.end)
             self._timer.daemon = True
             self._timer.start()
 
-    def _end(self) -> None:
+    @property
+    def is_over(self) -> bool:
+        """Say whether the time has passed, whether or not the timer has found out yet."""
+        return self._ends_s is not None and time.monotonic() >= self._ends_s
+
+    def end(self) -> None:
+        """End the process and say why; once, whoever comes first: the timer or a stop that has found its time over."""
+        self._ending.acquire()  # never let go: who comes second waits for the end
         end_now(
             EXIT_UNFINISHED,
             f"not finished within {self._grace_ms / 1000:g} s (worker.grace_ms); nothing is lost, "

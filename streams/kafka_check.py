@@ -22,6 +22,8 @@ from schemas.errors import ConfigurationError
 from schemas.settings import KafkaSettings
 from streams.kafka_security import client_arguments, uses_sasl, uses_tls
 
+PROBE_S = 3.0
+"""How long a server may take to show what it speaks, once it is known not to serve us."""
 _API_VERSIONS_REQUEST = bytes.fromhex("0000001000120000000000010006") + b"driftp"
 _NO_TLS = "does not speak TLS: set kafka.security_protocol to PLAINTEXT or SASL_PLAINTEXT, or use its TLS port"
 
@@ -196,7 +198,7 @@ async def _speaks_tls(host: str, port: int) -> bool:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     try:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PROBE_S):
             _, writer = await asyncio.open_connection(host, port, ssl=context)
     except (OSError, TimeoutError):
         return False
@@ -207,7 +209,7 @@ async def _speaks_tls(host: str, port: int) -> bool:
 async def _speaks_plaintext(host: str, port: int) -> bool:
     """Ask for the API versions in the clear: any Kafka answers that before a log-in."""
     try:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PROBE_S):
             reader, writer = await asyncio.open_connection(host, port)
             try:
                 writer.write(_API_VERSIONS_REQUEST)

@@ -21,6 +21,8 @@ from schemas.errors import ConfigurationError
 POLL_S = 0.05
 _LOWEST_PORT = 10_000
 _IANA_DYNAMIC_PORTS = 49_152  # RFC 6335, 6
+_given: set[int] = set()
+"""Ports that this process was told of: a server takes seconds to listen on its own, and asks for several."""
 _GUARD = """
 import fcntl, os, signal, sys
 users, pid = sys.argv[1], int(sys.argv[2])
@@ -37,18 +39,21 @@ with open(users, "rb") as lock:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port that nobody uses now.
+    """Return a TCP port that nobody uses now, each time another one.
 
     It lies below the ports that the kernel lends to outgoing connections: a server that is down for a moment finds its
     port free when it comes back, whatever connections the machine made meanwhile.
     """
     candidates = range(_LOWEST_PORT, _lowest_port_of_connections())
     for port in random.SystemRandom().sample(candidates, min(len(candidates), 200)):
+        if port in _given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind((host, port))
             except OSError:
                 continue
+            _given.add(port)
             return port
     with socket.socket() as probe:  # a kernel that lends nearly every port
         probe.bind((host, 0))

@@ -54,6 +54,8 @@ async def _run(settings: Settings, sinks: bool) -> None:
     if any(sink.is_busy for sink in running.standing.sinks) or (scores is not None and scores.is_cut):
         end_now(0, "stopped; ClickHouse has not taken what is under way, the next owner inserts it again")
     if not is_finished:
+        if grace.is_over:
+            grace.end()
         end_now(EXIT_UNFINISHED, "the worker could not finish; nothing is lost, the next owner repeats")
     click.echo("drift worker: stopped", err=True)
 

@@ -16,6 +16,7 @@ from api.security.directory import Directory, Revocation
 from api.security.passwords import Passwords
 from api.security.principal import Role
 from deploy.cli import cli
+from deploy.commands import accounts
 from schemas.access_records import ACCOUNT, REVOCATION, RecordsUnavailable
 from schemas.audit import AuditRecord, decode_audit
 from schemas.errors import ConfigurationError
@@ -30,6 +31,15 @@ from tests.access import Doors
 pytestmark = pytest.mark.kafka
 TOKEN = "0123456789abcdef"
 DEADLINE_S = 120.0
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no broker that is away: nothing is given up while a test can wait."""
+    monkeypatch.setattr(control_log, "WRITE_TIMEOUT_S", DEADLINE_S)
+    monkeypatch.setattr(control_log, "STOP_WITHIN_S", DEADLINE_S)
+    monkeypatch.setattr(audit_log, "STOP_WITHIN_S", DEADLINE_S)
+    monkeypatch.setattr(accounts, "_READ_WITHIN_S", DEADLINE_S)
 
 
 async def until(condition: Callable[[], bool]) -> None:

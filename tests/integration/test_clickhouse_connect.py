@@ -110,8 +110,8 @@ def _problem(dsn: str, **changes: object) -> str:
 def test_nothing_listening() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    assert "cannot be reached" in _problem(f"http://ana:{PASSWORD}@127.0.0.1:{port}")
+        port = free.getsockname()[1]  # kept, without listening: nobody else can listen there meanwhile
+        assert "cannot be reached" in _problem(f"http://ana:{PASSWORD}@127.0.0.1:{port}")
 
 
 def test_a_wrong_password() -> None:

@@ -24,7 +24,7 @@ from streams.clock import SystemClock
 from streams.dead_letters import encode_dead_letter
 from streams.graph.sink import KafkaGraphSink
 from streams.idempotence import supports_idempotence
-from streams.kafka_clients import make_admin, make_consumer, make_producer
+from streams.kafka_clients import make_admin, make_producer
 from streams.metrics import Metrics
 from streams.producing import AcknowledgedProducer
 from streams.replay import ReplayLane, push_file
@@ -33,11 +33,21 @@ from tests.builders_clickhouse import ClickHouse
 from tests.e2e.pipeline import following, running, send_all, write_config
 from tests.e2e.test_live import live_settings, now_ms
 from tests.e2e.traffic import as_line
-from tests.integration.test_ingest import flow, fold, ingesting, read_all, total, until
+from tests.integration.test_ingest import (
+    all_read,
+    flow,
+    fold,
+    ingesting,
+    ingesting_until_death,
+    read_all,
+    total,
+    until,
+)
 from tests.unit.streams.ingest.test_replayed import letter_of
 
 pytestmark = pytest.mark.kafka
 WHOLE = 1_048_575
+RETRIED_S = 300.0
 
 Message = tuple[int, bytes | None, dict[str, Any]]
 """Partition, value, and further arguments of the producer."""
@@ -70,20 +80,7 @@ async def ingest_all(settings: Settings) -> None:
     """Run an ingest worker until it has nothing more to read."""
     async with ingesting(settings) as (ingest, _):
         await until(lambda: len(ingest.worker.sources()) == 9)
-        ends = await _ends(settings)
-        owned = ingest.worker._sources
-        await until(lambda: all(owned[key].next_offset >= end for key, end in ends.items()))
-
-
-async def _ends(settings: Settings) -> dict[tuple[str, int], int]:
-    names = [settings.flows[0].topic, settings.topics.name("replay")]
-    consumer = make_consumer(settings.kafka)
-    await consumer.start()
-    try:
-        ends = await consumer.end_offsets([TopicPartition(name, number) for name in names for number in range(3)])
-        return {(tp.topic, tp.partition): end for tp, end in ends.items()}
-    finally:
-        await consumer.stop()
+        await all_read(ingest, settings)
 
 
 async def test_dead_letters_are_listed_shown_and_replayed_each_once(
@@ -211,7 +208,7 @@ async def test_what_was_cut_or_never_kept_is_read_anew_from_its_topic_or_refused
 
 
 async def test_a_worker_that_dies_over_a_replay_changes_nothing(
-    kafka_bootstrap: str, settings_for: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kafka_bootstrap: str, settings_for: Callable[..., Settings], tmp_path: Path
 ) -> None:
     settings = settings_for(kafka_bootstrap)
     strict = with_flows(settings, tenants=("nobody",), flood_share=1.0)
@@ -219,14 +216,9 @@ async def test_a_worker_that_dies_over_a_replay_changes_nothing(
     await push(strict, [(number % 3, flow(number), {}) for number in range(300)])
     await ingest_all(strict)
     assert (await drift(settings, tmp_path, "replay", "--yes", "--json"))["pushed"] == 300
-
-    async def never(*_: Any) -> bool:
-        return False
-
-    async with ingesting(settings) as (ingest, metrics):
-        await until(lambda: len(ingest.worker.sources()) == 9)
-        monkeypatch.setattr(ingest.worker, "_commit", never)
-        await until(lambda: total(metrics, "drift_ingest_flows_total") == 300)
+    async with ingesting_until_death(settings) as (ingest, metrics):
+        await all_read(ingest, settings)
+        assert total(metrics, "drift_ingest_flows_total") == 300
     await ingest_all(settings)
     assert (await drift(settings, tmp_path, "replay", "--yes", "--json"))["pushed"] == 300
     await ingest_all(settings)
@@ -256,7 +248,7 @@ async def test_a_flood_on_every_partition_of_a_topic_delays_no_other_tenant(
         name="default", window_ms=2_000, lateness_ms=500, idle_ms=500, detection={"learning_windows": 3}
     )
     good, noisy = (FlowTopic(topic=f"{unique_name}-{name}") for name in ("good", "noisy"))
-    noisy = noisy.model_copy(update={"flood_min_records": 100, "flood_pause_ms": 20_000})
+    noisy = noisy.model_copy(update={"flood_min_records": 100, "flood_pause_ms": 45_000})
     settings = live_settings(settings_for, kafka_bootstrap, clickhouse, lane, flows=(good, noisy))
     partitions = range(settings.topics.partitions)
     async with following(settings) as topics:
@@ -277,17 +269,21 @@ async def test_a_flood_on_every_partition_of_a_topic_delays_no_other_tenant(
             sent_ms = now_ms()
             await send_all(settings, good.topic, [(1, as_line(sent_ms, "web", "db"))])
 
-            def is_told() -> bool:
-                return any((event.src, event.dst) == ("web", "db") for event in topics.results.events)
+            def told() -> list[int]:
+                """Return the start of the window in which the edge was seen: a later one, if the flow came late."""
+                events = topics.results.events
+                return [event.window_start_ms for event in events if (event.src, event.dst) == ("web", "db")]
 
-            await worker.until(is_told, "the other topic's new edge is told")
-            window_ms = sent_ms // lane.window_ms * lane.window_ms
+            await worker.until(told, "the other topic's new edge is told")
+            window_ms = told()[0]
             await worker.until(
                 lambda: any(start == window_ms for _, _, _, start, _ in topics.results.markers), "its window closed"
             )
             assert ingest.worker.idle_reasons().keys() == paused, "and all that while the flooded ones were paused"
             in_all = len(partitions) * 400
-            await worker.until(lambda: len(topics.results.dead) == in_all, "they are tried again, and paused again")
+            await worker.until(
+                lambda: len(topics.results.dead) == in_all, "they are tried again, and paused again", RETRIED_S
+            )
             counted = len(past) + 1 + len(partitions)
             await worker.until(
                 lambda: (
@@ -296,6 +292,7 @@ async def test_a_flood_on_every_partition_of_a_topic_delays_no_other_tenant(
                     == counted
                 ),
                 "every good record counts",
+                RETRIED_S,
             )
     said = Counter(reason for value in topics.results.chunks.values() for reason in decode_chunk(value).incomplete)
     assert said["paused"] > 0

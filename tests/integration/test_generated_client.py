@@ -27,6 +27,7 @@ pytest.importorskip("openapi_python_client", reason="not installed: `make test` 
 contract = served.contract
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 CAUSE_EVENT = "acme-event-0-2"
+PATIENT = httpx.Timeout(served.PATIENCE_S)
 Make = Callable[[dict[str, Any]], "Generated"]
 
 
@@ -60,7 +61,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         command = [sys.executable, "-m", "openapi_python_client", "generate", "--meta", "none", "--fail-on-warning"]
         command += ["--path", str(tmp_path / "openapi.json"), "--config", str(tmp_path / "config.yaml")]
         ended = subprocess.run(
-            [*command, "--output-path", str(tmp_path / name)], capture_output=True, text=True, timeout=300
+            [*command, "--output-path", str(tmp_path / name)], capture_output=True, text=True, timeout=served.PATIENCE_S
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
         importlib.invalidate_caches()
@@ -85,7 +86,13 @@ def promised(value: Any) -> Any:
 
 def with_key(made: Generated, contract: served.Contract) -> Any:
     key = contract.headers["X-API-Key"]
-    return made.base.AuthenticatedClient(base_url=contract.url, token=key, raise_on_unexpected_status=True)
+    return client_of(made, contract, key)
+
+
+def client_of(made: Generated, contract: served.Contract, token: str) -> Any:
+    return made.base.AuthenticatedClient(
+        base_url=contract.url, token=token, raise_on_unexpected_status=True, timeout=PATIENT
+    )
 
 
 def test_an_incident_from_log_in_to_evidence(contract: served.Contract, make: Make) -> None:
@@ -96,12 +103,10 @@ def test_an_incident_from_log_in_to_evidence(contract: served.Contract, make: Ma
     for tag, name in names:
         assert callable(made.operation(tag, name).sync_detailed)
 
-    anybody = made.base.Client(base_url=contract.url, raise_on_unexpected_status=True)
+    anybody = made.base.Client(base_url=contract.url, raise_on_unexpected_status=True, timeout=PATIENT)
     body = made.model("LoginIn")(tenant="acme", account="ann", password=PASSWORD)
     tokens = promised(made.operation("sessions", "log_in").sync(client=anybody, body=body))
-    client = made.base.AuthenticatedClient(
-        base_url=contract.url, token=tokens.access_token, raise_on_unexpected_status=True
-    )
+    client = client_of(made, contract, tokens.access_token)
     me = promised(made.operation("sessions", "me").sync(client=client))
     assert (me.tenant, me.role) == ("acme", "admin")
 
@@ -169,10 +174,11 @@ def test_errors_are_what_the_document_says(contract: served.Contract, make: Make
     unchanged = client.with_headers({"If-None-Match": first.headers["etag"]})
     take(drift("list_drift_events").sync_detailed(client=unchanged))
     log_in = made.operation("sessions", "log_in")
-    raw = httpx.post(f"{contract.url}/v1/sessions", content=b"\xff", headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    raw = httpx.post(f"{contract.url}/v1/sessions", content=b"\xff", headers=headers, timeout=PATIENT)
     take(log_in._build_response(client=client, response=raw))
-    take(drift("list_drift_events").sync_detailed(client=made.base.AuthenticatedClient(contract.url, "nobody")))
-    viewer = made.base.AuthenticatedClient(contract.url, contract.doors.key("acme", Role.VIEWER))
+    take(drift("list_drift_events").sync_detailed(client=client_of(made, contract, "nobody")))
+    viewer = client_of(made, contract, contract.doors.key("acme", Role.VIEWER))
     take(made.operation(administration, "list_accounts").sync_detailed(client=viewer))
     take(drift("get_drift_event").sync_detailed("globex-event-0-1", client=client))
     new = made.model("AccountIn").from_dict({"account": "bob", "role": "viewer"})
@@ -213,7 +219,7 @@ class _Broken:
 
 
 def test_a_method_that_no_path_knows_is_refused_with_those_it_does(contract: served.Contract) -> None:
-    with httpx.Client(base_url=contract.url, headers=contract.headers) as client:
+    with httpx.Client(base_url=contract.url, headers=contract.headers, timeout=PATIENT) as client:
         for path, item in contract.document["paths"].items():
             known = {method.upper() for method in item}
             for method in {*METHODS} - known:

@@ -32,6 +32,7 @@ from tests.graph_scores import estate_windows, numbered, put_model, values_of
 
 pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("clickhouse")]
 MakeSettings = Callable[..., Settings]
+STOPPED_S = 300.0
 ROWS = (
     "SELECT toUnixTimestamp64Milli(window_start), src, dst, round(combined, 3), model FROM {db}.edge_scores FINAL "
     "WHERE tenant = {tenant:String} ORDER BY window_start, src, dst"
@@ -46,10 +47,11 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(kafka_bootstrap: str, settings_for: MakeSettings, clickhouse: ClickHouse, folder: Path) -> Settings:
-    """Two partitions, and the test's ClickHouse."""
-    return settings_for(
+    """Two partitions, the test's ClickHouse, and all the time that a stop may need to store and commit."""
+    made = settings_for(
         kafka_bootstrap, partitions=2, clickhouse=clickhouse.settings, gnn=GraphModelSettings(models_dir=folder)
     )
+    return made.model_copy(update={"worker": made.worker.model_copy(update={"grace_ms": 600_000})})
 
 
 def expected(folder: Path, windows: list[ClosedWindow]) -> list[tuple[Any, ...]]:
@@ -101,16 +103,18 @@ async def test_a_worker_scores_windows_and_shows_who_has_no_model(
         count = partial(worker.total, "drift_graph_score_windows_total")
         await worker.until(lambda: count(outcome="scored") == 4, "the windows of the tenant with a model are scored")
         await worker.until(lambda: count(outcome="no_model") == 4, "those of the other one have passed")
-        reasons = worker.worker.standing.readiness().reasons
-        assert len(reasons) == 1 and reasons[0].startswith(
-            "graph model: no model for tenant other, lane default: train one by `drift train --tenant other"
-        )
+        why = "graph model: no model for tenant other, lane default: train one by `drift train --tenant other"
+
+        def reasons() -> tuple[str, ...]:
+            return worker.worker.standing.readiness().reasons
+
+        await worker.until(lambda: len(reasons()) == 1 and reasons()[0].startswith(why), "that alone is told")
         await worker.until(lambda: worker.total("drift_clickhouse_rows_total", table="edges_1m") > 0, "sinks go on")
         assert (worker.total("drift_graph_lanes_scored"), worker.total("drift_graph_lanes_without_model")) == (1, 1)
         put_model(folder, "other", seed=8)
         await publish(settings, *theirs[9:12])
         await worker.until(lambda: count(outcome="scored") == 7, "a model that came is taken without a restart")
-        assert worker.worker.standing.readiness().reasons == ()
+        await worker.until(lambda: reasons() == (), "nothing is told any more")
     before = rows_of(clickhouse)
     assert before == expected(folder, mine[:9])
 
@@ -148,7 +152,7 @@ async def test_what_was_not_committed_is_scored_again_to_the_same_rows(
     second = GraphScores(settings, folder, partial(connect, settings.clickhouse), metrics)
     second.start()
     await until(lambda: scored() == 14, "the next owner has read them again")
-    await second.stop(30)
+    await second.stop(STOPPED_S)
     assert not second.is_cut and await committed(settings, second) == len(values_of(windows))
     assert rows_of(clickhouse) == rows
     assert clickhouse.rows("SELECT count() FROM {db}.edge_scores") == [(len(rows),)], "the same insert is in once"
@@ -171,13 +175,13 @@ async def test_two_workers_share_the_partitions(settings: Settings, clickhouse: 
     await until(lambda: all(len(one._partitions) == 1 for one in both), "each has one")
     await publish(settings, *(windows[tenant][number] for number in range(7) for tenant in tenants))
     await until(lambda: sum(sum(one.stored.values()) for one in both) >= 6 * 7 * 2, "all is stored and committed")
-    await both[0].stop(30)
+    await both[0].stop(STOPPED_S)
     await publish(settings, *(windows[tenant][number] for number in range(7, 10) for tenant in tenants))
     counted = "SELECT count() FROM {db}.edge_scores FINAL"
     every = {tenant: expected(folder, windows[tenant]) for tenant in tenants}
     total = sum(len(rows) for rows in every.values())
     await until(lambda: clickhouse.rows(counted) == [(total,)], "the other one has taken all over")
-    await both[1].stop(30)
+    await both[1].stop(STOPPED_S)
     for tenant in tenants:
         assert rows_of(clickhouse, tenant) == every[tenant], tenant
 
@@ -202,7 +206,7 @@ async def test_events_are_sorted_by_the_score_of_their_edge(
     scores = GraphScores(settings, folder, partial(connect, settings.clickhouse), Metrics())
     scores.start()
     await until(lambda: len(rows_of(clickhouse)) > 0 and sum(scores.taken.values()) == 24, "all windows are scored")
-    await scores.stop(30)
+    await scores.stop(STOPPED_S)
 
     async def no_poison(poison: Poison) -> None:
         raise AssertionError(poison.detail)

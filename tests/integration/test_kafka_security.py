@@ -22,6 +22,7 @@ from aiokafka.admin import NewTopic
 
 from schemas.errors import ConfigurationError
 from schemas.settings import KafkaSettings, load_settings
+from streams import kafka_check
 from streams.kafka_clients import check_connection, faust_broker, make_admin, make_consumer, make_producer
 from streams.kafka_security import validate
 from tests.brokers import PASSWORD, ROOT, USER
@@ -281,12 +282,14 @@ async def test_a_mistake_is_named_in_one_line(
     ways: dict[str, dict[str, Any]],
     apache_kafka_listeners: dict[str, str],
     certificates: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(kafka_check, "PROBE_S", DEADLINE_S)
     wrong = WRONG[mistake]
     settings = KafkaSettings(**(ways[wrong.way] | wrong.changes(apache_kafka_listeners, certificates)))
 
     with pytest.raises(ConfigurationError, match=wrong.complaint) as caught:
-        await check_connection(settings, timeout_s=5)
+        await check_connection(settings, timeout_s=DEADLINE_S)
 
     assert "\n" not in str(caught.value)
     assert PASSWORD not in str(caught.value) and CLIENT_SECRET not in str(caught.value)
@@ -296,22 +299,22 @@ async def test_a_token_the_broker_refuses_is_named(ways: dict[str, dict[str, Any
     issuer.claims = {"exp": time.time() - 3_600, "sub": "drift"}
 
     with pytest.raises(ConfigurationError, match=r"refuses the token: check kafka\.oauth_client_id and oauth_scope"):
-        await check_connection(KafkaSettings(**ways["oauthbearer"]), timeout_s=5)
+        await check_connection(KafkaSettings(**ways["oauthbearer"]), timeout_s=DEADLINE_S)
 
 
 async def test_one_server_that_answers_is_enough(ways: dict[str, dict[str, Any]]) -> None:
     settings = KafkaSettings(bootstrap=f"127.0.0.1:9,{ways['plaintext']['bootstrap']}")
-    await check_connection(settings, timeout_s=5)
+    await check_connection(settings, timeout_s=DEADLINE_S)
 
 
 async def test_nobody_there_is_said() -> None:
     with pytest.raises(ConfigurationError, match=r"no Kafka at 127\.0\.0\.1:9 \(.*refused.*\): start it, or set kafka"):
-        await check_connection(KafkaSettings(bootstrap="127.0.0.1:9"), timeout_s=5)
+        await check_connection(KafkaSettings(bootstrap="127.0.0.1:9"), timeout_s=DEADLINE_S)
 
 
 async def test_a_name_nobody_knows_is_said() -> None:
     with pytest.raises(ConfigurationError, match=r"no Kafka at broker\.invalid:9092"):
-        await check_connection(KafkaSettings(bootstrap="broker.invalid:9092"), timeout_s=5)
+        await check_connection(KafkaSettings(bootstrap="broker.invalid:9092"), timeout_s=DEADLINE_S)
 
 
 async def test_a_server_that_is_silent_is_said() -> None:

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.kafka
 MakeSettings = Callable[..., Settings]
 TENANT = "acme"
 ADDRESSES = {"web": "10.0.1.1", "cart": "10.0.1.2", "pay": "10.0.1.3"}
-DETECTION = {"learning_windows": 4, "min_history": 1_000, "close_after_windows": 20}
+# Before a finding is closed, 45 windows of a second, the flow logs must tell what Hubble told.
+DETECTION = {"learning_windows": 4, "min_history": 1_000, "close_after_windows": 45}
 
 
 def hubble(time_s: float, src: str, dst: str) -> bytes:

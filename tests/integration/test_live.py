@@ -36,7 +36,16 @@ from streams.topics import ensure_topics
 from tests.access import Doors
 from tests.builders_clickhouse import MINUTE_MS, ClickHouse, make_event
 
-LIMITS = LimitSettings(principal_per_minute=100_000, tenant_per_minute=100_000, live_per_tenant=250)
+PATIENCE_S = 240.0
+"""For whatever has no say in what is tested: the machine may be busy."""
+LIMITS = LimitSettings(
+    principal_per_minute=100_000,
+    tenant_per_minute=100_000,
+    live_per_tenant=250,
+    body_timeout_s=PATIENCE_S,
+    header_timeout_s=PATIENCE_S,
+    stall_timeout_s=PATIENCE_S,
+)
 CLIENTS = 200
 INCARNATION = "1"
 
@@ -112,7 +121,7 @@ async def serve(settings: Settings, feed: Any, doors: Doors) -> AsyncIterator[Se
     server = uvicorn.Server(server_config(app, settings.api, "warning"))
     task = asyncio.create_task(server._serve(sockets=[listener]))
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not server.started:
                 await asyncio.sleep(0.01)
         unbounded = httpx.Limits(max_connections=None, max_keepalive_connections=0)
@@ -224,7 +233,9 @@ async def test_an_expired_key_ends_its_stream(served: Served, feed: FakeFeed, mo
 
 
 def socket_of(served: Served, headers: dict[str, str], path: str = "", **more: Any) -> Any:
-    return connect(served.ws + path, additional_headers=headers, proxy=None, open_timeout=None, **more)
+    return connect(
+        served.ws + path, additional_headers=headers, proxy=None, open_timeout=None, ping_interval=None, **more
+    )
 
 
 async def test_a_socket_is_sent_the_same(served: Served, feed: FakeFeed) -> None:
@@ -280,7 +291,7 @@ async def test_a_socket_that_may_not_be_opened_is_refused_with_a_problem(
         offered = None
     with pytest.raises(InvalidStatus) as raised:
         uri = served.ws.replace("127.0.0.1", named) + path
-        to: dict[str, Any] = {"host": "127.0.0.1", "port": served.port}
+        to: dict[str, Any] = {"host": "127.0.0.1", "port": served.port, "open_timeout": None}
         async with connect(uri, additional_headers=sent, proxy=None, subprotocols=offered, **to):
             pass
     answer = raised.value.response
@@ -295,18 +306,18 @@ async def test_one_tenant_cannot_take_all_live_places(clickhouse: ClickHouse, fe
     async with serve(settings, feed, Doors(settings.api)) as served:
         headers = served.doors.headers("acme")
         async with served.events(headers):
-            async with httpx.AsyncClient(base_url=served.http) as client:
+            async with httpx.AsyncClient(base_url=served.http, timeout=PATIENCE_S) as client:
                 answer = await client.get("/v1/live/events", headers=headers)
                 assert answer.status_code == 429 and answer.headers["retry-after"]
                 # A stream is not among the requests under way.
                 assert (await client.get("/v1/me", headers=headers)).status_code == 200
             async with served.events(served.doors.headers("globex")):
                 pass
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not await _is_free(served, headers):
                 await asyncio.sleep(0.02)
         feed.is_live = False
-        async with httpx.AsyncClient(base_url=served.http) as client:
+        async with httpx.AsyncClient(base_url=served.http, timeout=PATIENCE_S) as client:
             answer = await client.get("/v1/live/events", headers=headers)
             assert answer.status_code == 503 and answer.json()["type"].endswith(":live-unavailable")
 
@@ -374,7 +385,10 @@ async def test_200_clients_get_every_event_over_a_real_broker(
             return await events.ids(len(expected))
 
     try:
-        async with serve(settings, KafkaEventFeed(settings), Doors(settings.api)) as served, asyncio.timeout(240):
+        async with (
+            serve(settings, KafkaEventFeed(settings), Doors(settings.api)) as served,
+            asyncio.timeout(PATIENCE_S),
+        ):
             headers = served.doors.headers("acme", Role.VIEWER)
             while not await _is_free(served, headers):
                 await asyncio.sleep(0.05)
@@ -401,6 +415,7 @@ async def test_who_comes_back_misses_nothing_over_a_real_broker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """To the process it left, and to a new one that knows the past from the store alone; by both channels."""
+    monkeypatch.setattr(stream_module, "STORED_WITHIN_S", PATIENCE_S)
     settings = settings_for(kafka_bootstrap, clickhouse=clickhouse.settings, api=ApiSettings(limits=LIMITS))
     counts = await ensure_topics(settings)
     topic = settings.topics.name(DRIFT_EVENTS.role)
@@ -430,7 +445,7 @@ async def test_who_comes_back_misses_nothing_over_a_real_broker(
     doors = Doors(settings.api)
     headers = doors.headers("acme", Role.VIEWER)
     try:
-        async with serve(settings, KafkaEventFeed(settings), doors) as served, asyncio.timeout(120):
+        async with serve(settings, KafkaEventFeed(settings), doors) as served, asyncio.timeout(PATIENCE_S):
             while not await _is_free(served, headers):
                 await asyncio.sleep(0.05)
             async with served.events(headers) as there, socket_of(served, headers) as ws:
@@ -441,7 +456,7 @@ async def test_who_comes_back_misses_nothing_over_a_real_broker(
             for back in (by_socket, by_events):
                 assert await back(served, expected[4], 15) == expected[5:20]
         monkeypatch.setattr(event_feed, "LOOKBACK", 0)  # nothing of the past from Kafka
-        async with serve(settings, KafkaEventFeed(settings), doors) as served, asyncio.timeout(120):
+        async with serve(settings, KafkaEventFeed(settings), doors) as served, asyncio.timeout(PATIENCE_S):
             while not await _is_free(served, headers):
                 await asyncio.sleep(0.05)
             for back in (by_socket, by_events):

@@ -36,8 +36,17 @@ from tests.integration.test_api import fill
 from tests.integration.test_live import FakeFeed
 
 EXAMPLES = {GenerationMode.POSITIVE: 25, GenerationMode.NEGATIVE: 20}
+PATIENCE_S = 300
+"""For whatever has no say in what is tested: the machine may be busy."""
 LIMITS = LimitSettings(
-    logins_per_minute=100_000, principal_per_minute=100_000, tenant_per_minute=100_000, live_per_tenant=1
+    logins_per_minute=100_000,
+    principal_per_minute=100_000,
+    tenant_per_minute=100_000,
+    live_per_tenant=1,
+    body_timeout_s=PATIENCE_S,
+    header_timeout_s=PATIENCE_S,
+    request_timeout_s=PATIENCE_S,
+    stall_timeout_s=PATIENCE_S,
 )
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 
@@ -57,7 +66,7 @@ class Contract:
 def contract(clickhouse: ClickHouse) -> Iterator[Contract]:
     """Serve acme's data on a real port. The one live place is taken: a stream would have no end."""
     fill(clickhouse, "acme")
-    configured = Settings(clickhouse=clickhouse.settings, api=ApiSettings(limits=LIMITS))
+    configured = Settings(clickhouse=clickhouse.settings, api=ApiSettings(limits=LIMITS, query_timeout_s=PATIENCE_S))
     doors = Doors(configured.api)
     doors.account("acme", "ann", Role.ADMIN)
     headers = doors.headers("acme", Role.ADMIN)
@@ -66,7 +75,7 @@ def contract(clickhouse: ClickHouse) -> Iterator[Contract]:
     server = uvicorn.Server(server_config(app, configured.api, "error"))
     thread = threading.Thread(target=lambda: asyncio.run(server._serve(sockets=[listener])), daemon=True)
     thread.start()
-    end_s = time.monotonic() + 30
+    end_s = time.monotonic() + PATIENCE_S
     while not server.started:
         assert thread.is_alive() and time.monotonic() < end_s
         time.sleep(0.01)
@@ -76,7 +85,7 @@ def contract(clickhouse: ClickHouse) -> Iterator[Contract]:
         yield Contract(f"http://127.0.0.1:{listener.getsockname()[1]}", app.openapi(), headers, app, doors)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE_S)
 
 
 @pytest.mark.parametrize("mode", list(EXAMPLES))
@@ -95,7 +104,7 @@ def test_no_server_error_and_no_undocumented_answer(contract: Contract, mode: Ge
         )
         @given(case=operation.as_strategy(generation_mode=mode))
         def ask(case: Any) -> None:
-            answer = case.call(base_url=contract.url, headers=contract.headers, timeout=30)
+            answer = case.call(base_url=contract.url, headers=contract.headers, timeout=PATIENCE_S)
             asked.setdefault(case.operation.label, set()).add(answer.status_code)
             case.validate_response(answer, checks=list(CHECKS))
 
@@ -117,7 +126,7 @@ def test_an_undocumented_status_would_be_found(contract: Contract) -> None:
     try:
         schema = schemathesis.openapi.from_dict(document)
         case = schema["/v1/services"]["GET"].Case()
-        answer = case.call(base_url=contract.url, headers=contract.headers)
+        answer = case.call(base_url=contract.url, headers=contract.headers, timeout=PATIENCE_S)
         with pytest.raises(BaseException, match="Undocumented status code"):
             case.validate_response(answer, checks=[status_code_conformance])
     finally:

@@ -28,3 +28,8 @@ def test_a_port_in_use_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(process, "_LOWEST_PORT", port)
         monkeypatch.setattr(process, "_lowest_port_of_connections", lambda: port + 1)
         assert free_port() != port
+
+
+def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_given", set())
+    assert len({free_port() for _ in range(1_000)}) == 1_000
