@@ -55,9 +55,13 @@ def free_port(host: str = "127.0.0.1") -> int:
                 continue
             _given.add(port)
             return port
-    with socket.socket() as probe:  # a kernel that lends nearly every port
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    while True:  # a kernel that lends nearly every port
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 def _lowest_port_of_connections() -> int:
