@@ -23,7 +23,7 @@ from schemas.settings import Settings
 from streams.app import Worker
 from streams.health import HealthServer
 
-_DEADLINE_S = 20.0
+_DEADLINE_S = 60.0
 EXIT_UNFINISHED = 75
 """Exit code (EX_TEMPFAIL) where the grace was over first: nothing is lost, the next owner repeats."""
 

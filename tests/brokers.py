@@ -27,7 +27,7 @@ DOCKER, APACHE_KAFKA, TANSU = "docker", "apache-kafka", "tansu"
 PLAINTEXT = "PLAINTEXT"
 USER, PASSWORD = "drift-user", "drift-password"
 """A user of Apache Kafka's listeners ``SCRAM``, ``SCRAM_CLEAR`` (also PLAIN)."""
-START_DEADLINE_S = 240.0
+START_DEADLINE_S = 900.0
 MAVEN_DEADLINE_S = 150.0
 _children: list[subprocess.Popen[bytes]] = []  # holders outlive the fixtures that started them
 

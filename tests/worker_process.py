@@ -17,7 +17,7 @@ from schemas.settings import Settings
 from tests.e2e.pipeline import write_config
 
 POLL_S = 0.05
-DEADLINE_S = 180.0
+DEADLINE_S = 600.0
 
 
 class WorkerProcess:

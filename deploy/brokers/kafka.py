@@ -17,7 +17,7 @@ from deploy.brokers.process import ServerProcess, accepts_connections, free_port
 from schemas.errors import ConfigurationError
 
 POM = Path(__file__).resolve().parent.parent / "kafka" / "pom.xml"
-DEADLINE_S = 90.0
+DEADLINE_S = 300.0
 RESOLVE_DEADLINE_S = 300.0
 HOST = "127.0.0.1"
 _STARTED = b"Kafka Server started"
@@ -237,7 +237,7 @@ class KafkaBroker:
         log = self.directory / "format.log"
         with log.open("wb") as output:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, timeout=60
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, timeout=DEADLINE_S
             )
         if done.returncode != 0:
             raise ConfigurationError(f"Apache Kafka's storage cannot be formatted: {last_lines(log)}")

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +28,8 @@ from streams.kafka_clients import make_consumer, make_producer
 from streams.replay import ReplayLane, push_file
 from streams.topics import ensure_topics
 
-DEADLINE_S = 150.0
+DEADLINE_S = 600.0
+"""Ends what hangs; how fast this machine is decides nothing."""
 POLL_S = 0.05
 Condition = Callable[[], Any]
 ChunkKey = tuple[str, str, int, int, int]
@@ -220,12 +221,28 @@ async def running(settings: Settings, **options: Any) -> AsyncIterator[Running]:
 
 async def sink_lag(topics: Topics) -> int:
     """Return how many messages the sinks have yet to commit, of those read from the topics."""
-    settings = topics.settings
-    consumer = make_consumer(settings.kafka, group_id=settings.worker.group)
+    ends = {tp: end for tp, end in topics.ends.items() if topics.names[tp.topic] != "dead_letter"}
+    return await lag_of(topics.settings, topics.settings.worker.group, ends)
+
+
+async def lag_of(settings: Settings, group: str, ends: Mapping[TopicPartition, int]) -> int:
+    """Return how many messages before these offsets a group has yet to commit."""
+    consumer = make_consumer(settings.kafka, group_id=group)
     await consumer.start()
     try:
-        ends = {tp: end for tp, end in topics.ends.items() if topics.names[tp.topic] != "dead_letter"}
         return sum([end - (await consumer.committed(tp) or 0) for tp, end in ends.items()])
+    finally:
+        await consumer.stop()
+
+
+async def ends_of(settings: Settings, role: str) -> dict[TopicPartition, int]:
+    """Return the end of each partition of one of our topics."""
+    topic = settings.topics.name(role)
+    consumer = make_consumer(settings.kafka)
+    await consumer.start()
+    try:
+        partitions = [TopicPartition(topic, number) for number in range(settings.topics.partitions)]
+        return dict(await consumer.end_offsets(partitions))
     finally:
         await consumer.stop()
 

@@ -1,32 +1,35 @@
 """Whatever is pushed: the record becomes a dead letter with its reason or is bounded, and the flows around it count."""
 
-import gc
 import json
-import os
 import struct
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from aiokafka.admin import NewTopic
 
-from deploy.commands.backtest import run_backtest
 from schemas.dead_letter import KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Reason
-from schemas.graph import MEASURE_INDEX, chunk_columns, decode_chunk
+from schemas.graph import chunk_columns, decode_chunk
 from schemas.settings import FlowTopic, LaneSettings
 from streams.kafka_clients import make_admin
-from streams.log_files import ARROW_ROWS
-from streams.replay import ReplayLane
 from tests.builders_clickhouse import ClickHouse
+from tests.e2e.hostile import (
+    CALM_WINDOWS,
+    CAP,
+    EDGES,
+    HOSTILE_WINDOWS,
+    KNOWN,
+    MIB,
+    judge_apart,
+    write_hostile,
+)
 from tests.e2e.pipeline import Results, following, is_stored, running, send_all
 from tests.e2e.test_live import MakeSettings, live_settings, now_ms
 from tests.e2e.traffic import as_line
 
 pytestmark = [pytest.mark.kafka, pytest.mark.e2e]
-MIB = 1 << 20
 YEAR_2100_MS = 4_102_444_800_000
 
 
@@ -132,75 +135,18 @@ async def test_bad_records_are_kept_with_their_reason_and_those_around_them_coun
     assert stored == counted.total()
 
 
-CAP = 2_000
-EDGES = 1_000_000
-KNOWN = 100
-CALM_WINDOWS, HOSTILE_WINDOWS = 25, 20
-"""Long enough that the calm is learned before the first hostile row is read."""
-
-
-def write_hostile(path: Path) -> int:
-    """Write Arrow batches: two tenants' usual edges, then one that talks to a million services; return the rows."""
-    usual = [(f"web-{n}", f"db-{n}", tenant) for n in range(KNOWN) for tenant in ("victim", "neighbour")]
-    schema = pa.schema([("time_ms", pa.int64()), *((name, pa.string()) for name in ("src", "dst", "tenant"))])
-    each, rows = EDGES // HOSTILE_WINDOWS, 0
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for window in range(CALM_WINDOWS + HOSTILE_WINDOWS):
-            start_ms = window * 10_000
-            columns: list[list[Any]] = [list(column) for column in zip(*usual, strict=True)]
-            if window >= CALM_WINDOWS:
-                first = (window - CALM_WINDOWS) * each
-                columns[0] += ["web-0"] * each
-                columns[1] += [f"target/{number:07}" for number in range(first, first + each)]
-                columns[2] += ["victim"] * each
-            size = len(columns[0])
-            times = pa.array(start_ms + np.arange(size) * 9_000 // size)
-            batch = pa.record_batch([times, *(pa.array(column) for column in columns)], schema=schema)
-            for at in range(0, size, ARROW_ROWS):
-                writer.write_batch(batch.slice(at, ARROW_ROWS))
-            rows += size
-    return rows
-
-
-def resident_mib() -> float:
-    """Return the memory this process has now."""
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
-
-
 def test_a_million_edges_of_one_tenant_are_bounded_and_summed(tmp_path: Path) -> None:
     rows = write_hostile(tmp_path / "hostile.arrow")
-    lane = ReplayLane(
-        "replay:hostile", 10_000, 1_000, {"learning_windows": 3, "max_edges_per_tenant": CAP}, generation=1
-    )
-    flows: Counter[str] = Counter()
-    overflow: Counter[str] = Counter()
-    largest = 0
-    known_kept = set()
-    events = 0
-    resident: list[float] = []
-    for output in run_backtest(tmp_path / "hostile.arrow", "canonical", lane, as_of_ms=now_ms()):
-        events += len(output.events)
-        for window in output.windows:
-            flows[window.tenant] += int(window.edges.measure("flows").sum())
-            overflow[window.tenant] += int(window.overflow[MEASURE_INDEX["flows"]])
-            largest = max(largest, len(window.edges))
-            known_kept.add(sum(src.startswith("web-") and dst.startswith("db-") for src, dst in edges_of(window)))
-            if window.tenant == "victim":
-                resident.append(resident_mib())
+    found = judge_apart(tmp_path / "hostile.arrow")
+    flows, overflow = found.flows, found.overflow
     windows = CALM_WINDOWS + HOSTILE_WINDOWS
     assert flows["victim"] + overflow["victim"] == windows * KNOWN + EDGES
     assert overflow["victim"] >= EDGES - CAP
     assert (flows["neighbour"], overflow["neighbour"]) == (windows * KNOWN, 0)
     assert rows == flows.total() + overflow.total()
-    assert largest <= CAP
-    assert known_kept == {KNOWN}  # known edges never give way
-    assert events < 10 * CAP
+    assert found.largest <= CAP
+    assert found.known_kept == {KNOWN}  # known edges never give way
+    assert found.events < 10 * CAP
     # A quarter of the million fills every table there is; 750,000 services more, if kept, would need over 100 MiB.
-    grown = resident[-1] - resident[CALM_WINDOWS + HOSTILE_WINDOWS // 4]
+    grown = found.resident_mib[-1] - found.resident_mib[CALM_WINDOWS + HOSTILE_WINDOWS // 4]
     assert grown < 50, f"grew by {grown:.0f} MiB"
-
-
-def edges_of(window: Any) -> Any:
-    """Return (src, dst) of a window's edges."""
-    return zip(window.edges.src, window.edges.dst, strict=True)

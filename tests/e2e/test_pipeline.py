@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from asyncio.subprocess import Process
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,13 +33,16 @@ from streams.replay import ReplayLane
 from tests.builders_clickhouse import ClickHouse
 from tests.e2e import traffic
 from tests.e2e.pipeline import (
+    DEADLINE_S,
     Gate,
     Results,
     Topics,
     catch_up,
+    ends_of,
     expected_of,
     following,
     is_stored,
+    lag_of,
     pushing,
     raw_messages,
     running,
@@ -75,12 +79,14 @@ MakeSettings = Callable[..., Settings]
 
 @pytest.fixture
 def make_settings(settings_for: Callable[..., Settings]) -> MakeSettings:
-    """Make settings of a worker with short timeouts: ``make_settings(broker, clickhouse settings)``."""
+    """Make settings of a worker that states and checkpoints often: ``make_settings(broker, clickhouse settings)``."""
 
     def make(broker: Broker, clickhouse: ClickHouseSettings, **worker: Any) -> Settings:
         settings = settings_for(broker.bootstrap, clickhouse=clickhouse)
         changes = {**WORKER, **worker} | ({} if broker.in_files else {"state_directory": None})
-        return settings.model_copy(update={"worker": settings.worker.model_copy(update=changes)})
+        # Nobody dies here: a busy machine must not cost the worker its session, after which it would repeat letters.
+        kafka = settings.kafka.model_copy(update={"session_timeout_ms": 60_000})
+        return settings.model_copy(update={"worker": settings.worker.model_copy(update=changes), "kafka": kafka})
 
     return make
 
@@ -144,26 +150,33 @@ async def assert_checked(settings: Settings, clickhouse: ClickHouse, found: Resu
     assert ("findings" in report.compared) == bool({event.kind.value for event in found.events} & new_kinds)
 
 
-async def siem_lines(settings: Settings, *arguments: str) -> list[str]:
-    """Run the example consumer and return what it printed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(SIEM_CONSUMER),
-        settings.kafka.bootstrap,
-        settings.topics.name("drift_events"),
-        "--group",
-        f"{settings.worker.group}-siem",
-        *arguments,
-        stdout=PIPE,
-        start_new_session=True,
-    )
+async def siem_lines(settings: Settings) -> list[str]:
+    """Run the example consumer until it has committed all that stands on the topic; return what it printed."""
+    group, ends = f"{settings.worker.group}-siem", await ends_of(settings, "drift_events")
+    process = await siem_consumer(settings, group)
+    printed = asyncio.create_task(process.communicate())
+
+    async def is_through() -> bool:
+        assert process.returncode is None, "the example consumer ended by itself"
+        return await lag_of(settings, group, ends) <= 0
+
     try:
-        out, _ = await process.communicate()
+        await until(is_through, "the example consumer has read everything, repeats included")
+        process.send_signal(signal.SIGINT)  # as Ctrl-C: it leaves its group
+        out, _ = await printed
     finally:
         if process.returncode is None:
             process.kill()
-    assert process.returncode == 0
+    again = await siem_consumer(settings, group, "--timeout", "1")
+    assert (await again.communicate())[0] == b"" and again.returncode == 0, "it ends by itself and repeats nothing"
     return out.decode().splitlines()
+
+
+async def siem_consumer(settings: Settings, group: str, *arguments: str) -> Process:
+    """Start the example consumer."""
+    topic = settings.topics.name("drift_events")
+    command = [str(SIEM_CONSUMER), settings.kafka.bootstrap, topic, "--group", group, *arguments]
+    return await asyncio.create_subprocess_exec(sys.executable, *command, stdout=PIPE, start_new_session=True)
 
 
 async def publish_again(settings: Settings, found: Results, count: int) -> None:
@@ -194,9 +207,8 @@ async def test_the_sample_is_judged_as_the_backtest_judges_it(
     assert len(found.events) > 0
     assert_stored(clickhouse, found)
     await publish_again(settings, found, 5)
-    # 15 s: by then a consumer has long joined its group; what it prints later would be a repeat.
     lines, _ = await asyncio.gather(
-        siem_lines(settings, "--timeout", "15"),
+        siem_lines(settings),
         assert_checked(settings, clickhouse, found, rules_of(lane, SAMPLE_LEARNING_WINDOWS), flows),
     )
     assert len(lines) == len(found.values)
@@ -358,7 +370,7 @@ async def test_a_worker_that_is_killed_midway_and_starts_again_changes_nothing(
                 )
                 await until(alive(process, is_stored), "all is stored")
                 process.terminate()
-                assert await asyncio.to_thread(process.wait, 60) == 0, log.read_text()
+                assert await asyncio.to_thread(process.wait, DEADLINE_S) == 0, log.read_text()
         found = await catch_up(topics)
     assert_same(found, expected)
     events, (windows, edges), (flows, rows) = await query_folder(config)

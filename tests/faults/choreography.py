@@ -20,6 +20,7 @@ from tests.faults.plan import Plan
 from tests.faults.processes import SESSION_MS, WorkerProcess
 
 WELL_DEADLINE_S = 120.0
+ASKED_S = 30.0
 MERGES_END_S = 2.0
 FROZEN_S = SESSION_MS / 1000 + 4
 _CLICKHOUSE = {
@@ -74,6 +75,7 @@ class Choreography:
 
     Attributes:
         prompt_s: how soon each partition must report a new edge for all to be well; ``None``: whenever it does.
+        well_within_s: how long it may take until all are well after a fault.
         injected: what was done, in order. problems: what should not have happened, in words.
     """
 
@@ -83,6 +85,7 @@ class Choreography:
     seed: int
     say: Callable[[str], None]
     prompt_s: float | None = PROMPT_S
+    well_within_s: float = WELL_DEADLINE_S
     injected: list[Injected] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -126,14 +129,14 @@ class Choreography:
         """Wait until all partitions report promptly again; times count from ``since_s`` (Unix)."""
         observer = self.cluster.observer
         everyone = set(observer.seen)
-        end = since_s + WELL_DEADLINE_S
+        end = since_s + self.well_within_s
 
         def look() -> bool:
             if fault.reported_s is None and observer.reported_since(since_s) >= mine:
                 fault.reported_s = round(time.time() - since_s, 2)
             return observer.reported_since(since_s, self.prompt_s) >= everyone or time.time() > end
 
-        await self.cluster.until(look, f"{fault.kind}: all is well again", 2 * WELL_DEADLINE_S)
+        await self.cluster.until(look, f"{fault.kind}: all is well again", 2 * self.well_within_s)
         if time.time() > end:
             silent = sorted(everyone - observer.reported_since(since_s, self.prompt_s))
             self.problems.append(
@@ -143,19 +146,24 @@ class Choreography:
             fault.well_s = round(time.time() - since_s, 2)
         self.say(f"{fault.at_s:7.1f} s  {fault.kind} {fault.victim}: {fault.reported_s} s, well {fault.well_s} s")
 
-    async def _owned(self, worker: WorkerProcess) -> set[int]:
+    async def _owned(self, worker: WorkerProcess) -> set[int] | None:
+        """Return the partitions of a worker; ``None`` if nobody can say."""
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(ASKED_S):
                 return (await self.cluster.observer.owners()).get(worker.name, set())
         except (KafkaError, TimeoutError, OSError, ValueError):
-            return set(self.cluster.observer.seen)  # nobody knows: all must report
+            return None
+
+    async def _mine(self, worker: WorkerProcess) -> set[int]:
+        owned = await self._owned(worker)
+        return set(self.cluster.observer.seen) if owned is None else owned  # nobody knows: all must report
 
     def _victim(self) -> WorkerProcess:
         return self._rng.choice([worker for worker in self.cluster.workers if worker.wanted])
 
     async def _kill(self) -> None:
         worker = self._victim()
-        mine = await self._owned(worker)
+        mine = await self._mine(worker)
         fault, since_s = self._note(kinds.KILL, worker.name), time.time()
         worker.kill()
         await self._until_well(fault, since_s, mine)
@@ -163,7 +171,7 @@ class Choreography:
     async def _zombie(self) -> None:
         worker = self._victim()
         fault, since_s = self._note(kinds.ZOMBIE, worker.name), time.time()
-        mine = await self._owned(worker)
+        mine = await self._mine(worker)
         worker.freeze()
         try:
             await asyncio.sleep(FROZEN_S)
@@ -177,7 +185,7 @@ class Choreography:
         worker = self.cluster.new_worker()
         fault, since_s = self._note(kinds.SCALE, worker.name), time.time()
         worker.start()
-        await self.cluster.until(lambda: self._owned(worker), "the new worker has partitions", WELL_DEADLINE_S)
+        await self.cluster.until(lambda: self._owned(worker), "the new worker has partitions", self.well_within_s)
         await self._until_well(fault, since_s, set())
         since_s = time.time()
         await self._stop(worker)
@@ -186,6 +194,7 @@ class Choreography:
 
     async def _roll(self) -> None:
         worker = self._victim()
+        await worker.until_ready(self.well_within_s)
         fault, since_s = self._note(kinds.ROLL, worker.name), time.time()
         await self._stop(worker)
         worker.start()
@@ -246,6 +255,8 @@ class Choreography:
             await asyncio.to_thread(front.set_fault, _CLICKHOUSE[kind])
             try:
                 await asyncio.sleep(seconds)
+                if kind != kinds.AWAY:  # what the kernel refuses nobody counts
+                    await self._until_hit(before, _CLICKHOUSE[kind])
             finally:
                 await asyncio.shield(asyncio.to_thread(front.heal))
             fault.note = f"{_hits(before, await asyncio.to_thread(front.stats), _CLICKHOUSE[kind])} requests hit"
@@ -276,6 +287,15 @@ class Choreography:
                 if is_clickhouse:
                     await asyncio.shield(asyncio.to_thread(self._clickhouse, "SYSTEM START MERGES"))
         fault.lasted_s = round(time.monotonic() - began, 1)
+
+    async def _until_hit(self, before: Any, fault: Fault) -> None:
+        """Wait until a fault has met a request: while the sinks rest there may be none, and it were no fault."""
+        front = self.cluster.front
+
+        async def is_hit() -> bool:
+            return _hits(before, await asyncio.to_thread(front.stats), fault) > 0
+
+        await self.cluster.until(is_hit, f"{fault} meets a request", self.well_within_s)
 
     def _clickhouse(self, sql: str) -> None:
         client = connect(self.cluster.settings.clickhouse)

@@ -29,7 +29,7 @@ from tests.faults.clickhouse_http import PASSWORD, USER, Engine, authentication_
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 MAX_BODY_BYTES = 1 << 30
-_CONTROL_TIMEOUT_S = 30.0
+_CONTROL_TIMEOUT_S = 120.0
 
 
 class Fault(StrEnum):
@@ -157,7 +157,7 @@ class ClickHouseFront(FrontClient):
         """Return the process's id while it runs."""
         return self.process.pid
 
-    def start(self, deadline_s: float = 60.0) -> "ClickHouseFront":
+    def start(self, deadline_s: float = 300.0) -> "ClickHouseFront":
         """Start the process and wait until it answers.
 
         Raises:

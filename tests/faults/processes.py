@@ -38,6 +38,9 @@ SESSION_MS = 6_000
 LOOK_S = 0.1
 _PR_SET_PDEATHSIG = 1
 _NO_KAFKA = "drift: no Kafka at "
+_READY = b"drift worker: ready\n"
+STOP_S = 300.0
+"""Ends what hangs: a worker has a grace of its own (``worker.grace_ms``), and says so with its exit code."""
 
 
 def settings_of(name: str, bootstrap: str, partitions: int, clickhouse: ClickHouseSettings) -> Settings:
@@ -104,6 +107,7 @@ class WorkerProcess:
         self.name = name
         self.wanted = self.killed = False
         self.starts = 0
+        self._said_before = 0
         self.log = folder / f"{name}.log"
         kafka = settings.kafka.model_copy(update={"client_id": name})
         self._config = write_config(settings.model_copy(update={"kafka": kafka}), folder / f"{name}.yaml")
@@ -124,6 +128,7 @@ class WorkerProcess:
         """Start it; does not wait until it is ready."""
         self.wanted, self.killed = True, False
         self.starts += 1
+        self._said_before = self.log.stat().st_size if self.log.is_file() else 0
         command = [sys.executable, "-m", "deploy.cli", "--config", str(self._config), "--log-level", "INFO", "worker"]
         with self.log.open("ab") as log:
             self._process = Popen(
@@ -152,8 +157,24 @@ class WorkerProcess:
         """Let it go on as if nothing had happened."""
         self._signal(signal.SIGCONT)
 
-    async def stop(self, deadline_s: float = 60) -> int:
-        """End it in order and return its exit code; by force after the deadline (-9)."""
+    @property
+    def is_ready(self) -> bool:
+        """Say whether the process that runs has said that it is ready."""
+        if self.pid is None:
+            return False
+        with self.log.open("rb") as log:
+            log.seek(self._said_before)
+            return _READY in log.read()
+
+    async def until_ready(self, deadline_s: float) -> None:
+        """Wait until it is ready, if it is to run: one that is still being started knows of no orderly end."""
+        end = time.monotonic() + deadline_s
+        while self.wanted and not self.is_ready and time.monotonic() < end:
+            await asyncio.sleep(LOOK_S)
+
+    async def stop(self, deadline_s: float = STOP_S) -> int:
+        """End it in order, once it is ready, and return its exit code; by force after the deadline (-9)."""
+        await self.until_ready(deadline_s)
         self.wanted = False
         self._signal(signal.SIGTERM)
         process = self._process

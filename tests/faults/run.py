@@ -8,25 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aiokafka.errors import KafkaError
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from deploy.brokers.kafka import KafkaBroker
 from schemas.settings import ClickHouseSettings
 from streams.clickhouse import connect
 from streams.sinks.faults import describe
-from tests.faults.choreography import Choreography, Disks, Injected
+from tests.faults.choreography import WELL_DEADLINE_S, Choreography, Disks, Injected
 from tests.faults.clickhouse_front import ClickHouseFront
 from tests.faults.cluster import HEAP_MB, Cluster, ForeignBroker, Size, running_cluster
 from tests.faults.disks import NoSmallDisk, SmallDisk
 from tests.faults.load import Ledger, read_ledger
 from tests.faults.observer import PROMPT_S
 from tests.faults.plan import Plan
+from tests.faults.processes import STOP_S
 from tests.faults.verdict import Verdict, judge
 
-FIRST_EDGES_S = 120.0
+FIRST_EDGES_S = 600.0
 """Tenants learn for two windows before anything fires."""
-DRAIN_S = 300.0
-STOP_S = 90.0
+DRAIN_S = 900.0
 LEFT_TO_STORE = 200
 """Messages the sinks may be behind when workers are told to stop: idle findings go on being closed for minutes."""
 _STORED = "SELECT sum(flows + other_side_flows + late_flows) FROM {db}.edges_1m FINAL"
@@ -101,13 +102,14 @@ async def run(
     say: Callable[[str], None],
     bootstrap: str | None = None,
     prompt_s: float | None = PROMPT_S,
+    well_within_s: float = WELL_DEADLINE_S,
 ) -> Outcome:
     """Run for ``seconds`` of load at least; see the module.
 
     Args:
         cache: of Apache Kafka's class path. make: the plan, given the disks that can be had.
         disk_bytes: sizes of small disks by role. bootstrap: a broker of others instead of one of our own.
-        prompt_s: see `Choreography`.
+        prompt_s, well_within_s: see `Choreography`.
     """
     outcome = Outcome(size, [], [])
     with ExitStack() as stack:
@@ -118,7 +120,7 @@ async def run(
         own = KafkaBroker(folder / "kafka", cache=cache, heap_mb=HEAP_MB)
         broker = own if bootstrap is None else ForeignBroker(bootstrap)
         async with running_cluster(folder, size, front, broker, temporary) as cluster:
-            choreography = Choreography(cluster, plan, disks, size.seed, say, prompt_s)
+            choreography = Choreography(cluster, plan, disks, size.seed, say, prompt_s, well_within_s)
             outcome.injected, outcome.problems = choreography.injected, choreography.problems
             everyone = set(cluster.observer.seen)
             took = await cluster.until(
@@ -149,7 +151,10 @@ async def _drain(cluster: Cluster, outcome: Outcome, say: Callable[[str], None])
     said: dict[str, None] = {}
 
     async def is_drained() -> bool:
-        lag = await observer.measure_lag()
+        try:
+            lag = await observer.measure_lag()
+        except (KafkaError, TimeoutError, OSError):
+            return False  # asked again
         topics = cluster.settings.topics
         behind = lag[topics.name("drift_events")] + lag[topics.name("graph_windows")]
         if lag[cluster.settings.flows[0].topic] or behind > LEFT_TO_STORE:

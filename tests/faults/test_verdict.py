@@ -28,16 +28,18 @@ from schemas.topics import INTERNAL_AND_PUBLIC
 from streams.clickhouse import connect
 from streams.kafka_clients import make_admin, make_consumer, make_producer
 from streams.migrate import migrate
-from tests.e2e.pipeline import running, until
+from tests.e2e.pipeline import running
 from tests.faults.clickhouse_front import ROOT, ClickHouseFront
 from tests.faults.load import read_ledger
 from tests.faults.verdict import Verdict, judge
 
 PARTITIONS = 3
-LOAD_S = 14
+LEAST = {"drift_events_total": 30, "drift_windows_closed_total": 30, "drift_dead_letters_total": 3}
+"""What a run must have brought about before it ends, beside rows of every fate: the tests need something to break."""
+STOP_S = 300.0
 DATABASE = "drift"
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(3600)]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def settings_of(bootstrap: str, front: ClickHouseFront) -> Settings:
     )
     names = {topic.role: f"{prefix}-{topic.default_name}" for topic in INTERNAL_AND_PUBLIC}
     return Settings(
-        kafka=KafkaSettings(bootstrap=bootstrap, session_timeout_ms=6_000, rebalance_timeout_ms=6_000),
+        # Nobody dies here: a busy machine must not cost the worker its session, after which it would repeat itself.
+        kafka=KafkaSettings(bootstrap=bootstrap, session_timeout_ms=60_000, rebalance_timeout_ms=60_000),
         topics=TopicSettings(names=names, partitions=PARTITIONS),
         lanes=(lane,),
         flows=(FlowTopic(topic=f"{prefix}-flows"),),
@@ -66,7 +69,7 @@ def settings_of(bootstrap: str, front: ClickHouseFront) -> Settings:
 
 
 async def make_run(settings: Settings, folder: Path) -> int:
-    """Run a worker under load until all is stored; return the flows that were acknowledged."""
+    """Run a worker under load until there is enough to judge and all is stored; return the acknowledged flows."""
     admin = make_admin(settings.kafka)
     await admin.start()
     config = {"message.timestamp.type": "LogAppendTime"}
@@ -91,17 +94,23 @@ async def make_run(settings: Settings, folder: Path) -> int:
         load = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
         )
+        fates = [("drift_rows_folded_total", fate) for fate in ("on_time", "late", "skewed")]
+
+        def is_enough() -> bool:
+            assert load.poll() is None, "the load ended by itself"
+            whole = all(run.total(name) >= count for name, count in LEAST.items())
+            return whole and all(run.total(name, outcome=fate) for name, fate in fates)
+
         try:
-            await asyncio.sleep(LOAD_S)
+            await run.until(is_enough, "there is enough to judge")
         finally:
-            await asyncio.to_thread(load.communicate, b'{"do": "stop"}\n', 30)
+            await asyncio.to_thread(load.communicate, b'{"do": "stop"}\n', STOP_S)
         flows = sum(read_ledger(folder / "ledger.json").flows)
 
         async def is_stored() -> bool:
             return bool((await asyncio.to_thread(client.query, sums)).result_rows[0][0] == flows)
 
-        await run.until(lambda: True, "the worker runs")
-        await until(is_stored, "all flows are stored", 60)
+        await run.until(is_stored, "all flows are stored")
     return flows
 
 

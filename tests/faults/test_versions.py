@@ -8,7 +8,7 @@ from tests.faults.versions import OLDER, NoOlderVersion, Verdict, _compare, olde
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(7200)
 async def test_a_roll_between_versions_loses_and_doubles_nothing(apache_kafka: str, tmp_path: Path) -> None:
     try:
         older = older_tree(OLDER, tmp_path / "older")

@@ -48,7 +48,7 @@ OLDER = "3db5176"
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("api", "deploy", "models", "schemas", "streams")
 LOOK_S = 0.2
-STEP_DEADLINE_S = 240.0
+STEP_DEADLINE_S = 900.0
 WINDOW_MS, LATENESS_MS, LEARNING_WINDOWS = 5_000, 2_000, 2
 CHECKPOINT_MS = 1_500
 
@@ -130,12 +130,12 @@ class Worker:
             self._process.wait()
 
     async def stop(self) -> int:
-        """End it in order and return its exit code; by force after a minute."""
+        """End it in order and return its exit code; by force after some minutes."""
         process = self._process
         if process is None:
             return 0
         process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + 60
+        end = time.monotonic() + STEP_DEADLINE_S
         while process.poll() is None and time.monotonic() < end:
             await asyncio.sleep(LOOK_S)
         self.kill()
@@ -235,13 +235,13 @@ class Choreography:
                     raise AssertionError(f"after {step!r} {worker.name} ended: {last_lines(worker.log, 4)}")
             try:
                 found = await self._observer.owners()
+                offsets = await self._observer.committed()
             except KafkaError:
                 continue  # there is no group before its first member
             now = {number: name for name, numbers in found.items() for number in numbers}
             if set(found) != running or set(now) != set(range(len(places))) or now != owners:
                 owners, committed = now, None
                 continue
-            offsets = await self._observer.committed()
             if committed is None:
                 committed = offsets
             if all(offsets.get(tp, 0) > committed.get(tp, 0) for tp in places):
