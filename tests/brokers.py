@@ -233,6 +233,8 @@ def _started(kind: str, home: Path, cache: Path) -> Iterator[dict[str, str]]:
             cache=cache,
             listeners=apache_listeners(certificates),
             scram_users={USER: PASSWORD},
+            # Nobody kills it: a busy machine must not make it lose itself, and everybody their leaders and groups.
+            config={"broker.session.timeout.ms": "60000"},
         ) as kafka:
             yield kafka.addresses
     else:

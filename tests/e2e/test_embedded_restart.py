@@ -27,7 +27,7 @@ from schemas.ocsf import decode_event
 from schemas.settings import KafkaSettings
 from streams.graph.manifests import read_manifest
 from streams.kafka_clients import make_consumer, make_producer
-from tests.e2e.pipeline import until
+from tests.e2e.pipeline import GRACE_MS, until
 from tests.e2e.traffic import as_line
 
 pytestmark = [pytest.mark.kafka, pytest.mark.e2e, pytest.mark.timeout(3600)]
@@ -115,7 +115,7 @@ async def drift_run(folder: Path, log: Path, edges: set[tuple[str, str]]) -> Asy
     config = log.with_suffix(".yaml")
     detection = {"learning_windows": 3}
     lane = {"name": "default", "window_ms": WINDOW_MS, "lateness_ms": 500, "idle_ms": 500, "detection": detection}
-    worker = {"statement_every_ms": 100, "checkpoint_every_ms": 500}
+    worker = {"statement_every_ms": 100, "checkpoint_every_ms": 500, "grace_ms": GRACE_MS}
     config.write_text(yaml.safe_dump({"lanes": [lane], "worker": worker}), encoding="utf-8")
     command = [sys.executable, "-m", "deploy.cli", "--config", str(config), "run", "--no-sample"]
     command += ["--data", str(folder), "--api-port", "0", "--kafka-port", "0"]

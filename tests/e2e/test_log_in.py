@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from deploy.brokers.process import last_lines
-from tests.e2e.pipeline import until
+from tests.e2e.pipeline import GRACE_MS, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.e2e, pytest.mark.timeout(3600)]
 
@@ -37,7 +37,7 @@ async def drift_run(folder: Path, log: Path) -> AsyncIterator[tuple[httpx.AsyncC
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=os.environ | {"COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"COLUMNS": "200", "PYTHONUNBUFFERED": "1", "DRIFT_WORKER__GRACE_MS": str(GRACE_MS)},
             start_new_session=True,
         )
     try:

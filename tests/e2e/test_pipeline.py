@@ -34,6 +34,7 @@ from tests.builders_clickhouse import ClickHouse
 from tests.e2e import traffic
 from tests.e2e.pipeline import (
     DEADLINE_S,
+    GRACE_MS,
     Gate,
     Results,
     Topics,
@@ -55,7 +56,7 @@ from tests.property.test_law import settled
 pytestmark = [pytest.mark.kafka, pytest.mark.e2e]
 ROOT = Path(__file__).parents[2]
 SEED = 20
-WORKER = {"checkpoint_every_ms": 500, "statement_every_ms": 100}
+WORKER = {"checkpoint_every_ms": 500, "statement_every_ms": 100, "grace_ms": GRACE_MS}
 
 
 @dataclass(frozen=True)

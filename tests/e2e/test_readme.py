@@ -1,6 +1,7 @@
 """What a new user does: start everything, and type the README's HTTP lines as they stand, with curl alone."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -33,7 +34,11 @@ def running(tmp_path: Path) -> Iterator[tuple[str, str]]:
     command = [sys.executable, "-m", "deploy.cli", "run", "--data", str(tmp_path / "data")]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, "--api-port", "0", "--kafka-port", "0"], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+            [*command, "--api-port", "0", "--kafka-port", "0"],
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"DRIFT_API__QUERY_TIMEOUT_S": "300", "DRIFT_API__LIMITS__REQUEST_TIMEOUT_S": "600"},
         )
     try:
         end_s = time.monotonic() + DEADLINE_S

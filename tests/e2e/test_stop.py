@@ -9,7 +9,7 @@ from schemas.settings import Settings
 from streams.replay import ReplayLane
 from tests.builders_clickhouse import ClickHouse
 from tests.e2e import traffic
-from tests.e2e.pipeline import catch_up, following, pushing, running
+from tests.e2e.pipeline import GRACE_MS, catch_up, following, pushing, running
 
 pytestmark = [pytest.mark.kafka, pytest.mark.e2e]
 
@@ -18,6 +18,7 @@ async def test_what_was_published_is_stored_before_the_embedded_broker_goes(
     tansu_bootstrap: str, settings_for: Callable[..., Settings], clickhouse: ClickHouse, tmp_path: Path
 ) -> None:
     settings = settings_for(tansu_bootstrap, clickhouse=clickhouse.settings)
+    settings = settings.model_copy(update={"worker": settings.worker.model_copy(update={"grace_ms": GRACE_MS})})
     flows = traffic.write_traffic(tmp_path / "flows.jsonl", seed=9)
     lane = ReplayLane("replay:stop", traffic.WINDOW_MS, traffic.LATENESS_MS, {"learning_windows": 3}, generation=1)
     async with following(settings) as topics:

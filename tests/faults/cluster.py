@@ -70,7 +70,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a run is. ``name``: of its group, and prefix of its topics."""
+    """How large a run is. ``name``: of its group, and prefix of its topics. ``grace_ms``: of workers that stop."""
 
     workers: int = 3
     partitions: int = 12
@@ -79,6 +79,7 @@ class Size:
     tenants: int = 40
     seed: int = 1
     name: str = "drift-faults"
+    grace_ms: int = 30_000
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ async def running_cluster(
     load: LoadProcess | None = None
     try:
         await asyncio.gather(asyncio.to_thread(broker.start), asyncio.to_thread(front.start))
-        settings = settings_of(size.name, broker.address, size.partitions, front.settings())
+        settings = settings_of(size.name, broker.address, size.partitions, front.settings(), size.grace_ms)
         await asyncio.to_thread(_migrate, settings.clickhouse)
         counts = await make_topics(settings)
         workers += [WorkerProcess(f"worker-{n}", settings, folder, environment) for n in range(size.workers)]

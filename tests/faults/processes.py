@@ -39,15 +39,15 @@ LOOK_S = 0.1
 _PR_SET_PDEATHSIG = 1
 _NO_KAFKA = "drift: no Kafka at "
 _READY = b"drift worker: ready\n"
-STOP_S = 300.0
+STOP_S = 600.0
 """Ends what hangs: a worker has a grace of its own (``worker.grace_ms``), and says so with its exit code."""
 
 
-def settings_of(name: str, bootstrap: str, partitions: int, clickhouse: ClickHouseSettings) -> Settings:
+def settings_of(name: str, bootstrap: str, partitions: int, clickhouse: ClickHouseSettings, grace_ms: int) -> Settings:
     """Return the settings that all workers of a run share: short windows, short timeouts, state in Kafka.
 
     Args:
-        name: prefix of topics, and name of the group.
+        name: prefix of topics, and name of the group. grace_ms: of a worker that is told to stop.
     """
     names = {topic.role: f"{name}-{topic.default_name}" for topic in INTERNAL_AND_PUBLIC}
     lane = LaneSettings(
@@ -63,7 +63,7 @@ def settings_of(name: str, bootstrap: str, partitions: int, clickhouse: ClickHou
         lanes=(lane,),
         flows=(FlowTopic(topic=f"{name}-flows"),),
         clickhouse=clickhouse,
-        worker=WorkerSettings(group=name, checkpoint_every_ms=5_000),
+        worker=WorkerSettings(group=name, checkpoint_every_ms=5_000, grace_ms=grace_ms),
     )
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.pipeline import GRACE_MS
 from tests.faults import plan as kinds
 from tests.faults.cluster import Size
 from tests.faults.plan import Plan
 from tests.faults.report import write_report
 from tests.faults.run import run
 
-SIZE = Size(workers=3, partitions=6, rate=1_000, edges=1_000, tenants=12, seed=3)
+SIZE = Size(workers=3, partitions=6, rate=1_000, edges=1_000, tenants=12, seed=3, grace_ms=GRACE_MS)
 PLAN = Plan(
     in_turn=(kinds.KILL, kinds.ZOMBIE, kinds.KILL, kinds.SCALE, kinds.KILL, kinds.BROKER_KILL, kinds.KILL),
     beside=((0.0, kinds.CLOSE, 8.0), (10.0, kinds.AWAY, 8.0), (30.0, kinds.BEHIND, 8.0), (45.0, kinds.FLOOD, 2.0)),

@@ -38,7 +38,7 @@ from schemas.ocsf import decode_event
 from schemas.settings import FlowTopic, KafkaSettings, LaneSettings, Settings, TopicSettings, WorkerSettings
 from schemas.tenant_log import decode_record
 from streams.kafka_clients import make_consumer
-from tests.e2e.pipeline import write_config
+from tests.e2e.pipeline import GRACE_MS, write_config
 from tests.faults.load import read_ledger
 from tests.faults.observer import Observer
 from tests.faults.processes import LoadProcess, make_topics
@@ -198,7 +198,7 @@ def settings_of(bootstrap: str, name: str, partitions: int) -> Settings:
         topics=TopicSettings(partitions=partitions, names=names),
         lanes=(lane,),
         flows=(FlowTopic(topic=f"{name}-flows"),),
-        worker=WorkerSettings(group=name, checkpoint_every_ms=CHECKPOINT_MS),
+        worker=WorkerSettings(group=name, checkpoint_every_ms=CHECKPOINT_MS, grace_ms=GRACE_MS),
     )
 
 
