@@ -85,9 +85,7 @@ def make_settings(settings_for: Callable[..., Settings]) -> MakeSettings:
     def make(broker: Broker, clickhouse: ClickHouseSettings, **worker: Any) -> Settings:
         settings = settings_for(broker.bootstrap, clickhouse=clickhouse)
         changes = {**WORKER, **worker} | ({} if broker.in_files else {"state_directory": None})
-        # Nobody dies here: a busy machine must not cost the worker its session, after which it would repeat letters.
-        kafka = settings.kafka.model_copy(update={"session_timeout_ms": 60_000})
-        return settings.model_copy(update={"worker": settings.worker.model_copy(update=changes), "kafka": kafka})
+        return settings.model_copy(update={"worker": settings.worker.model_copy(update=changes)})
 
     return make
 
@@ -229,6 +227,9 @@ async def test_generated_traffic_of_many_tenants_is_judged_as_the_backtest_judge
     lane = traffic_lane(unique_name)
     expected = expected_of(made.path, lane)
     settings = make_settings(broker, clickhouse.settings)
+    # Nobody dies here: a busy machine must not cost the worker its session, after which it would repeat dead letters.
+    kafka = settings.kafka.model_copy(update={"session_timeout_ms": 60_000})
+    settings = settings.model_copy(update={"kafka": kafka})
     async with following(settings) as topics:
         async with running(settings) as worker, pushing(settings, made.path, lane) as push:
             await worker.until(lambda: push.done() and worker.is_closed(lane.name), "the lane is closed")
