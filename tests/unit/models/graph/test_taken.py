@@ -205,6 +205,22 @@ def stored_state() -> tuple[list[bytes], int, dict[str, bytes]]:
     return stored["records"], stored["applied"], stored["chunks"]
 
 
+def check_same_but_for_rounding(found: dict[str, bytes | None], stored: dict[str, bytes]) -> None:
+    """Compare a state with one that another processor worked out: numpy's logarithms differ in their last bits."""
+    assert found.keys() == stored.keys()
+    for name, chunk in stored.items():
+        if found[name] == chunk:
+            continue
+        mine, its = msgspec.msgpack.decode(found[name] or b""), msgspec.msgpack.decode(chunk)
+        for column, (kind, shape, data) in its["columns"].items():
+            if np.dtype(kind).kind == "f":
+                my_kind, my_shape, my_data = mine["columns"][column]
+                assert (my_kind, my_shape) == (kind, shape), (name, column)
+                np.testing.assert_allclose(np.frombuffer(my_data, kind), np.frombuffer(data, kind), rtol=1e-13)
+                mine["columns"][column] = [kind, shape, data]
+        assert mine == its, name
+
+
 def test_a_state_of_version_1_is_read_and_goes_on_as_if_it_had_never_stopped() -> None:
     log, applied, chunks = stored_state()
     assert msgspec.msgpack.decode(chunks["meta"])["version"] == 1
@@ -213,7 +229,8 @@ def test_a_state_of_version_1_is_read_and_goes_on_as_if_it_had_never_stopped() -
     straight, restored = Machine(), restore(chunks)
     for offset, record in enumerate(records[:applied]):
         straight.apply(offset, record)
-    assert whole(restored) == whole(straight) == chunks, "to the byte: the version before reads what this one writes"
+    assert whole(restored) == chunks, "to the byte: the version before reads what this one writes"
+    check_same_but_for_rounding(whole(straight), chunks)
     events = 0
     for offset, record in enumerate(records[applied:], applied):
         expected = straight.apply(offset, record)
