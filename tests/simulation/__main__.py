@@ -29,8 +29,12 @@ def main() -> int:
     started_s, failed, raw = time.process_time(), 0, 0
     for seed in range(options.seed, options.until):
         sim = Simulator(draw(seed), variant)
-        sim.run()
-        verdict = judge(sim)
+        try:
+            sim.run()
+            verdict = judge(sim)
+        except Exception as error:
+            error.add_note(f"seed {seed}")
+            raise
         raw += verdict.raw_duplicates
         if not verdict.is_exact:
             failed += 1

@@ -308,9 +308,13 @@ class Simulator:
     def _control(self, key: bytes, value: bytes) -> None:
         self.broker.append((shell.CONTROLS, 0), key, value, (), self.now_ms())
 
+    def _is_alive(self, number: int) -> bool:
+        process = self.processes.get(number)  # none yet right after a new incarnation of the broker
+        return process is not None and process.alive
+
     def _isolate(self, number: int, until_s: float) -> None:
         """Give a worker's partitions away without its knowledge."""
-        if self.is_healed or not self.processes[1 - number].alive or not self.processes[number].alive:
+        if self.is_healed or not all(self._is_alive(one) for one in (0, 1)):
             return
         self.note(f"worker {number} is a zombie until {until_s:.1f} s")
         self.raw_causes += 1
@@ -350,7 +354,7 @@ class Simulator:
                 if process.alive:
                     process.kill()
         for number in (0, 1):
-            if number not in self.processes or not self.processes[number].alive:
+            if not self._is_alive(number):
                 self.start_process(number)
                 is_whole = False
         if not is_whole or len(self.broker.assignment) < 2:
