@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import cramjam
@@ -87,6 +87,23 @@ class Era:
     applied: dict[int, int] = field(default_factory=dict)
 
 
+class Deleted(NamedTuple):
+    """Messages of the first lane's topic that retention deleted unread: ``[start, end)`` of a partition.
+
+    ``was_known``: the group had committed an offset there before. A partition where none was ever committed is to its
+    next owner as an old topic is to a new group: where its log begins says nothing of what should have been read.
+    """
+
+    partition: int
+    start: int
+    end: int
+    was_known: bool
+
+    def holds(self, partition: int, offset: int) -> bool:
+        """Say whether a message is among them."""
+        return partition == self.partition and self.start <= offset < self.end
+
+
 class Simulator:
     """Runs one schedule. ``trace`` collects its history as lines."""
 
@@ -111,7 +128,7 @@ class Simulator:
         self.is_healed = False
         self.is_settled = False
         self.stops: list[tuple[str, Exception]] = []
-        self.truncated: list[tuple[int, int, int]] = []
+        self.truncated: list[Deleted] = []
         self.raw_causes = 0
         self.pushed: list[tuple[int, int, int, Message]] = []
         self._since_restart = 0
@@ -335,10 +352,11 @@ class Simulator:
 
     def _truncate(self, partition: int, share: float) -> None:
         log = self.broker.logs[shell.FLOWS, partition]
-        committed = self.broker.committed.get((shell.FLOWS, partition), 0)
+        key = (shell.FLOWS, partition)
+        committed = self.broker.committed.get(key, 0)
         start = committed + int((log.end - committed) * share)
         if start > max(log.start, committed):
-            self.truncated.append((partition, max(log.start, committed), start))
+            self.truncated.append(Deleted(partition, max(log.start, committed), start, key in self.broker.committed))
             log.truncate(start)
             self.note(f"retention deletes {shell.FLOWS}[{partition}] up to {start}, committed {committed}")
 

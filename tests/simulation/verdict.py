@@ -376,7 +376,8 @@ def _input(sim: Simulator, verdict: Verdict) -> tuple[list[Row], set[str], set[s
     gone = 0
     for number, partition, offset, message in sim.pushed:
         is_last = number == len(sim.eras) - 1
-        is_certain = is_last and not any(p == partition and a <= offset < b for p, a, b in sim.truncated)
+        deleted = next((one for one in sim.truncated if one.holds(partition, offset)), None)
+        is_certain = is_last and deleted is None
         # Only the first lane's topic has dead letters, and losses.
         keys = {f"{shell.FLOWS}:{partition}:{offset}:{0xFFFFF if index < 0 else index}" for index in message.dead}
         if is_certain:
@@ -389,7 +390,7 @@ def _input(sim: Simulator, verdict: Verdict) -> tuple[list[Row], set[str], set[s
         there = [
             row for index, row in enumerate(message.rows) if (partition, position_of(offset, index)) in in_log[number]
         ]
-        gone += len(message.rows) - len(there) if is_last else 0
+        gone += len(message.rows) - len(there) if deleted is not None and deleted.was_known and is_last else 0
         rows += [row for row in there if row.fate != DEAD]
     if gone and not _loss_marks(sim):
         verdict.missed_gaps += gone
