@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from deploy.log_repeats import FewRepeats
 from schemas.errors import DriftError
 
 _COMMANDS = {
@@ -70,7 +71,8 @@ def cli(ctx: click.Context, config: Path | None, log_level: str) -> None:
         raise click.BadParameter(
             f"{log_level!r} is no level; use DEBUG, INFO, WARNING or ERROR", param_hint="--log-level"
         )
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    lines = FewRepeats() if level > logging.DEBUG else logging.StreamHandler()
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[lines])
 
 
 def main() -> None:
