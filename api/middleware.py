@@ -4,6 +4,7 @@ Pure ASGI.
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import uuid
@@ -30,6 +31,8 @@ LIVE = ("/v1/live/events", "/v1/live/socket")
 """Paths whose answers go on for as long as the client stays; they bound themselves."""
 PREDICTIONS = "/v1/predictions"
 """The path whose requests hold manifests."""
+LINGER_S = 5.0
+"""How long a sender whose body is refused may pause until its connection ends."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
@@ -97,7 +100,7 @@ class Envelope:
 class Bounds:
     """Reads a request's body before the application sees it, and ends what takes too long.
 
-    A body over the limit is refused (413) without being read, or as soon as it is over; one that does not come in time
+    A body over the limit is refused (413) before it is read, or as soon as it is over; one that does not come in time
     too (408). What has not been answered within ``request_timeout_s`` is given up (504), slow readers included.
     """
 
@@ -111,7 +114,11 @@ class Bounds:
             return
         limits = self._settings
         most_bytes = limits.prediction_bytes if scope["path"] == PREDICTIONS else limits.body_bytes
-        body = await self._body(Headers(scope=scope), receive, most_bytes)
+        try:
+            body = await self._body(Headers(scope=scope), receive, most_bytes)
+        except _TooLarge as refused:
+            await self._refuse(refused, scope, receive, send)
+            return
         is_given, is_started = False, False
 
         async def receive_whole() -> Message:
@@ -140,7 +147,7 @@ class Bounds:
         if announced is None and "transfer-encoding" not in headers:
             return b""
         if announced is not None and announced.isdecimal() and int(announced) > most_bytes:
-            raise _too_large(most_bytes)
+            raise _TooLarge(most_bytes)
         parts, size = [], 0
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
@@ -151,7 +158,7 @@ class Bounds:
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > most_bytes:
-                        raise _too_large(most_bytes)
+                        raise _TooLarge(most_bytes)
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
@@ -160,10 +167,40 @@ class Bounds:
             raise Problem(408, "body-timeout", "The request came too slowly", detail, headers=headers_out) from None
         return b"".join(parts)
 
+    async def _refuse(self, problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, and read on for a while before the connection ends.
 
-def _too_large(most_bytes: int) -> Problem:
-    detail = f"A request may have {most_bytes} bytes."
-    return Problem(413, "body-too-large", "The request is too large", detail, headers={"Connection": "close"})
+        Many clients read no answer before they have sent everything, and a connection that is closed with bytes unread
+        is reset, which takes the answer from them (RFC 9112, 9.6).
+        """
+        is_held_back = Headers(scope=scope).get("expect", "").lower() == "100-continue"  # it waits to be told to send
+
+        async def send_then_read(message: Message) -> None:
+            if message["type"] != "http.response.body" or is_held_back:
+                await send(message)
+                return
+            await send({**message, "more_body": True})
+            await _discard(receive, self._settings.body_timeout_s)
+            await send({"type": "http.response.body", "body": b""})
+
+        await _send_problem(problem, scope, send_then_read)
+
+
+async def _discard(receive: Receive, within_s: float) -> None:
+    """Read the rest of a body and forget it; give up when its sender pauses for long, or sends for longer."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            while True:
+                async with asyncio.timeout(LINGER_S):
+                    message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+
+
+class _TooLarge(Problem):
+    def __init__(self, most_bytes: int) -> None:
+        detail = f"A request may have {most_bytes} bytes."
+        super().__init__(413, "body-too-large", "The request is too large", detail, headers={"Connection": "close"})
 
 
 def _plain(path: str) -> str:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi.dependencies.models import Dependant
 from starlette.types import Message
 
+from api import middleware
 from api.app import create_app
 from api.dependencies import Needs, viewer
 from api.repository import Repository
@@ -402,13 +403,25 @@ async def asgi(settings: Settings, doors: Doors, messages: Sequence[Any], header
     return sent[0]["status"], dict(sent[0]["headers"])
 
 
-async def test_large_bodies_are_refused_announced_or_not(doors: Doors) -> None:
+async def test_large_bodies_are_refused_announced_or_not(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "LINGER_S", 0.01)
     endless = [{"type": "http.request", "body": b"x" * 10_000, "more_body": True} for _ in range(100)]
     announced = await asgi(SETTINGS, doors, [], [(b"content-length", b"70000")])
     chunked = await asgi(SETTINGS, doors, endless, [(b"transfer-encoding", b"chunked")])
     lied = await asgi(SETTINGS, doors, endless, [(b"content-length", b"10")])
     assert [status for status, _ in (announced, chunked, lied)] == [413, 413, 413]
     assert announced[1][b"content-type"] == b"application/problem+json"
+
+
+async def test_who_waits_to_be_told_to_send_is_told_no_at_once(doors: Doors) -> None:
+    headers = [(b"content-length", b"70000"), (b"expect", b"100-continue")]
+    assert (await asgi(SETTINGS, doors, [], headers))[0] == 413
+
+
+async def test_a_sender_that_does_not_end_is_left(doors: Doors) -> None:
+    limits = GENEROUS.model_copy(update={"body_timeout_s": 0.01})
+    refused = Settings(api=ApiSettings(limits=limits))
+    assert (await asgi(refused, doors, [], [(b"content-length", b"70000")]))[0] == 413
 
 
 async def test_a_body_that_does_not_come_is_given_up(doors: Doors) -> None:

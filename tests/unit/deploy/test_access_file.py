@@ -1,6 +1,8 @@
 """Accounts in a file, the signing key, and the server's deadline for headers."""
 
 import asyncio
+import json
+import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from api import middleware
+from api.middleware import Bounds, Envelope
 from api.security.tokens import OwnTokens
 from deploy.access_file import NAME, FileControlLog
 from deploy.http_server import server_config
@@ -86,6 +90,8 @@ def test_without_a_key_there_is_no_default(tmp_path: Path) -> None:
 async def serve(settings: ApiSettings) -> tuple[uvicorn.Server, asyncio.Task[None], int]:
     app = FastAPI()
     app.add_api_route("/healthz", lambda: "ok")
+    app.add_middleware(Bounds, settings=settings.limits)
+    app.add_middleware(Envelope, settings=settings)
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(server_config(app, settings, "critical"))
     task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -145,3 +151,27 @@ async def test_who_sends_headers_for_ever_is_cut_off_and_others_are_served(monke
     finally:
         server.should_exit = True
         await task
+
+
+async def test_who_reads_no_answer_before_all_is_sent_gets_it_though_the_body_is_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(middleware, "LINGER_S", 3_600.0)
+    limits = LimitSettings(body_bytes=1_024, body_timeout_s=3_600)
+    server, task, port = await serve(ApiSettings(limits=limits))
+    body = b"x" * (32 << 20)  # more than all buffers on the way hold
+
+    def send_all_then_read() -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=600) as client:
+            client.sendall(b"POST /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body))
+            client.sendall(body)
+            return b"".join(iter(lambda: client.recv(65_536), b""))
+
+    try:
+        answer = await asyncio.to_thread(send_all_then_read)
+    finally:
+        server.should_exit = True
+        await task
+    head, _, told = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413") and b"connection: close" in head.lower()
+    assert json.loads(told)["type"].endswith(":body-too-large")
