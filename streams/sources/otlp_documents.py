@@ -112,7 +112,7 @@ def read_document(value: bytes) -> Document:
     try:
         document: Document = _document(value)
         return document
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeDecodeError):  # text that is no UTF-8 costs its span, or its resource's
         raw: _RawDocument = _raw_document(value)
         return Document([_resource_spans(found) for found in raw.resourceSpans])
 

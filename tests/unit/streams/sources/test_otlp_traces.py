@@ -425,6 +425,28 @@ def test_a_resource_that_does_not_fit_costs_its_spans() -> None:
     assert (bad.index, bad.reason) == (0, Reason.MALFORMED) and bad.detail.startswith("of its resource: ")
 
 
+@pytest.mark.parametrize("form", ["lines", "array"])
+def test_text_that_is_no_utf_8_costs_its_span_or_its_resources_and_moves_no_coordinate(form: str) -> None:
+    of_span = message(span(number=1), span(number=2)).replace(b"%016x" % 2, b"%015x\xb5" % 2)
+    of_resource = message(span(number=3)).replace(b"k8s.namespace.name", b"k8s.names\xb5ace.name")
+    without_spans = of_resource.replace(b'"scopeSpans"', b'"scope{Spans"')
+    nameless = message(span(number=4), **{"host.name": "vm-1"})
+    pieces = [without_spans, of_span, of_resource, nameless]
+    value = b"\n".join(pieces) if form == "lines" else b"[" + b",".join(pieces) + b"]"
+    decoded = OtlpTraces().decode([value])
+    assert [found["at"] for found in rows(decoded)] == [(0, 0)]
+    found = [(bad.index, bad.reason, bad.detail[:16]) for bad in decoded.rejected]
+    assert found == [
+        (1, Reason.MALFORMED, "'utf-8' codec ca"),
+        (2, Reason.MALFORMED, "of its resource:"),
+        (3, Reason.INVALID_VALUE, "its resource nam"),
+    ]
+    for bad, told in zip(decoded.rejected, (b"%015x\xb5" % 2, b"%016x" % 3, b"%016x" % 4), strict=True):
+        assert told in bad.payload
+        (alone,) = OtlpTraces().decode([bad.payload]).rejected
+        assert (alone.reason, alone.detail) == (bad.reason, bad.detail)
+
+
 def test_nulls_are_as_good_as_nothing() -> None:
     nothing = dict.fromkeys(("parentSpanId", "traceState", "attributes", "links", "status", "flags"))
     assert row({**span(), **nothing})["dst"] == "ext:unknown"
