@@ -19,7 +19,7 @@ import pytest
 
 from api.problems import query_timeout, store_unavailable
 from api.security.principal import Role
-from tests.access import PASSWORD
+from tests.access import PASSWORD, PATIENCE_S
 from tests.integration import test_openapi_contract as served
 from tests.integration.test_api import CALM, START_MS, WINDOW_MS
 
@@ -27,7 +27,7 @@ pytest.importorskip("openapi_python_client", reason="not installed: `make test` 
 contract = served.contract
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 CAUSE_EVENT = "acme-event-0-2"
-PATIENT = httpx.Timeout(served.PATIENCE_S)
+PATIENT = httpx.Timeout(PATIENCE_S)
 Make = Callable[[dict[str, Any]], "Generated"]
 
 
@@ -61,7 +61,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         command = [sys.executable, "-m", "openapi_python_client", "generate", "--meta", "none", "--fail-on-warning"]
         command += ["--path", str(tmp_path / "openapi.json"), "--config", str(tmp_path / "config.yaml")]
         ended = subprocess.run(
-            [*command, "--output-path", str(tmp_path / name)], capture_output=True, text=True, timeout=served.PATIENCE_S
+            [*command, "--output-path", str(tmp_path / name)], capture_output=True, text=True, timeout=PATIENCE_S
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
         importlib.invalidate_caches()

@@ -24,7 +24,7 @@ from schemas.drift import Activity, DriftEvent
 from schemas.ids import partition_of
 from schemas.live_events import PlacedEvent
 from schemas.ocsf import encode_event, event_key
-from schemas.settings import ApiSettings, LimitSettings, Settings
+from schemas.settings import ApiSettings, Settings
 from schemas.topics import DRIFT_EVENTS
 from streams import event_feed
 from streams.event_feed import KafkaEventFeed
@@ -33,19 +33,10 @@ from streams.metrics import Metrics
 from streams.sinks.rows import drift_rows
 from streams.sinks.writer import Message, PartitionWriter, Poison
 from streams.topics import ensure_topics
-from tests.access import Doors
+from tests.access import PATIENCE_S, Doors, patient_limits
 from tests.builders_clickhouse import MINUTE_MS, ClickHouse, make_event
 
-PATIENCE_S = 240.0
-"""For whatever has no say in what is tested: the machine may be busy."""
-LIMITS = LimitSettings(
-    principal_per_minute=100_000,
-    tenant_per_minute=100_000,
-    live_per_tenant=250,
-    body_timeout_s=PATIENCE_S,
-    header_timeout_s=PATIENCE_S,
-    stall_timeout_s=PATIENCE_S,
-)
+LIMITS = patient_limits(live_per_tenant=250)
 CLIENTS = 200
 INCARNATION = "1"
 

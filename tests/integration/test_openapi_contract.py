@@ -29,25 +29,14 @@ from api.app import create_app
 from api.security.principal import How, Principal, Role
 from deploy.http_server import server_config
 from schemas.ids import TenantId
-from schemas.settings import ApiSettings, LimitSettings, Settings
-from tests.access import Doors
+from schemas.settings import ApiSettings, Settings
+from tests.access import PATIENCE_S, Doors, patient_limits
 from tests.builders_clickhouse import ClickHouse
 from tests.integration.test_api import fill
 from tests.integration.test_live import FakeFeed
 
 EXAMPLES = {GenerationMode.POSITIVE: 25, GenerationMode.NEGATIVE: 20}
-PATIENCE_S = 300
-"""For whatever has no say in what is tested: the machine may be busy."""
-LIMITS = LimitSettings(
-    logins_per_minute=100_000,
-    principal_per_minute=100_000,
-    tenant_per_minute=100_000,
-    live_per_tenant=1,
-    body_timeout_s=PATIENCE_S,
-    header_timeout_s=PATIENCE_S,
-    request_timeout_s=PATIENCE_S,
-    stall_timeout_s=PATIENCE_S,
-)
+LIMITS = patient_limits(live_per_tenant=1)
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 
 

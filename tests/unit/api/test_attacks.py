@@ -413,12 +413,16 @@ async def test_large_bodies_are_refused_announced_or_not(doors: Doors, monkeypat
     assert announced[1][b"content-type"] == b"application/problem+json"
 
 
-async def test_who_waits_to_be_told_to_send_is_told_no_at_once(doors: Doors) -> None:
+async def test_who_waits_to_be_told_to_send_is_told_no_and_nothing_more_is_read(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "_discard", None)  # whoever calls it fails
     headers = [(b"content-length", b"70000"), (b"expect", b"100-continue")]
     assert (await asgi(SETTINGS, doors, [], headers))[0] == 413
 
 
-async def test_a_sender_that_does_not_end_is_left(doors: Doors) -> None:
+async def test_a_sender_that_does_not_end_is_left(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "LINGER_S", 3_600.0)
     limits = GENEROUS.model_copy(update={"body_timeout_s": 0.01})
     refused = Settings(api=ApiSettings(limits=limits))
     assert (await asgi(refused, doors, [], [(b"content-length", b"70000")]))[0] == 413
